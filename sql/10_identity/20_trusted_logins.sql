@@ -1,0 +1,66 @@
+-- A service login may state who acts. Roles belong to the cluster, so membership in concord_service is not enough: the
+-- login must be named in this database too. By name, so that a dump keeps it.
+create table concord_internal.trusted_logins (
+  login name primary key,
+  since timestamptz not null default now(),
+  by name not null default session_user
+);
+
+create function concord_internal.is_service()
+returns boolean
+language plpgsql
+stable
+parallel safe
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return concord_internal.is_admin()
+      or (exists (select from concord_internal.trusted_logins where login = session_user)
+          and coalesce(pg_has_role(session_user, to_regrole('concord_service'), 'member'), false));
+end
+$$;
+comment on function concord_internal.is_service() is
+  'May this login state who acts? Superusers and the owner of the database always; others when they are members of
+concord_service and named by concord.trust_login().';
+
+create function concord.trust_login(login name)
+returns void
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if not concord_internal.is_admin() then
+    perform concord_internal.fail('forbidden', null, 'only a superuser or the owner of the database may trust a login');
+  end if;
+  if login is null or to_regrole(quote_ident(login)) is null then
+    perform concord_internal.fail('invalid_request', 'login', format('there is no role %s', coalesce(quote_ident(login), 'null')));
+  end if;
+  insert into concord_internal.trusted_logins values (trust_login.login) on conflict do nothing;
+end
+$$;
+comment on function concord.trust_login(name) is
+  'Lets a login, which must also be a member of concord_service, state who acts (concord.act_as) in this database.
+Only a superuser or the owner of the database may call it. Errors: forbidden, invalid_request (no such role).';
+
+create function concord.distrust_login(login name)
+returns void
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if not concord_internal.is_admin() then
+    perform concord_internal.fail('forbidden', null, 'only a superuser or the owner of the database may distrust a login');
+  end if;
+  delete from concord_internal.trusted_logins t where t.login = distrust_login.login;
+end
+$$;
+comment on function concord.distrust_login(name) is
+  'Takes back trust_login; what the login states counts no more from its next statement. Unknown names are passed over.
+Errors: forbidden.';
+
+select concord_internal.open_to('concord_internal.is_service()', 'public');
+select concord_internal.open_to('concord.trust_login(name)', 'public');
+select concord_internal.open_to('concord.distrust_login(name)', 'public');

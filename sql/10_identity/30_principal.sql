@@ -1,0 +1,95 @@
+-- Who acts. A service login states it in one setting, concord.acting: tenant, kind, id and on_behalf_of with a unit
+-- separator between them. Any SQL user can set that; it counts only while the login is trusted, asked anew each time.
+-- Not JSON: a cast could fail, and a setting that somebody mistyped must mean nobody, not an error in every statement.
+create type concord.principal as (tenant text, kind text, id text, on_behalf_of text);
+comment on type concord.principal is
+  'Who acts: tenant, kind (user, agent or system), id, and on whose behalf. All null: nobody.';
+
+create function concord.principal()
+returns concord.principal
+language plpgsql
+stable
+parallel safe
+as $$
+declare
+  acting text := current_setting('concord.acting', true);
+  part text[];
+begin
+  if acting is null or acting = '' or not concord_internal.is_service() then
+    return null;
+  end if;
+  part := string_to_array(acting, E'\x1f', '');
+  if array_length(part, 1) is distinct from 4 or part[1] is null or part[3] is null
+     or part[2] is null or part[2] not in ('user', 'agent', 'system') then
+    return null;
+  end if;
+  return row(part[1], part[2], part[3], part[4])::concord.principal;
+end
+$$;
+comment on function concord.principal() is
+  'Who acts in this statement, as every stamp and check sees it; null for nobody. Open to everyone; answers nobody for
+any login that this database does not trust to state it.';
+
+create function concord.act_as(tenant text, kind text, id text, on_behalf_of text default null,
+                               is_local boolean default true)
+returns void
+language plpgsql
+as $$
+declare
+  given text[] := array[tenant, kind, id, on_behalf_of];
+  names constant text[] := array['tenant', 'kind', 'id', 'on_behalf_of'];
+begin
+  if not concord_internal.is_service() then
+    perform concord_internal.fail('forbidden', null,
+      'only a superuser, the owner of the database, or a member of concord_service named by concord.trust_login() may state who acts');
+  end if;
+  for i in 1 .. 4 loop
+    if length(given[i]) > 255 or given[i] ~ '[\x01-\x1f]' then
+      perform concord_internal.fail('invalid_request', names[i], 'at most 255 characters, none of them a control character');
+    end if;
+  end loop;
+  if kind not in ('user', 'agent', 'system', '') then
+    perform concord_internal.fail('invalid_request', 'kind', 'one of user, agent, system');
+  end if;
+  if coalesce(tenant, '') = '' or coalesce(kind, '') = '' or coalesce(id, '') = '' then
+    perform set_config('concord.acting', '', is_local);
+  else
+    perform set_config('concord.acting', concat_ws(E'\x1f', tenant, kind, id, coalesce(on_behalf_of, '')), is_local);
+  end if;
+end
+$$;
+comment on function concord.act_as(text, text, text, text, boolean) is
+  'States who acts: tenant, kind (user, agent, system), id, and optionally on whose behalf. is_local (the default) holds
+until the end of the transaction; false holds for the connection, as in psql, and is unsafe behind a transaction pooler.
+An empty or null tenant, kind or id means nobody. Only for logins that this database trusts.
+Errors: forbidden, invalid_request.';
+
+-- The author of a delta, for the triggers. A raw write by nobody is logged as system with the login's name.
+create function concord_internal.author(out kind "char", out actor text, out on_behalf_of text)
+language plpgsql
+stable
+as $$
+declare
+  who concord.principal := concord.principal();
+begin
+  if who.id is null then
+    kind := 's';
+    actor := session_user;
+  else
+    kind := left(who.kind, 1)::"char";
+    actor := who.id;
+    on_behalf_of := who.on_behalf_of;
+  end if;
+end
+$$;
+
+create function concord_internal.kind_name(kind "char")
+returns text
+language sql
+immutable
+return case kind when 'u' then 'user' when 'a' then 'agent' else 'system' end;
+
+select concord_internal.open_to('concord.principal()', 'public');
+select concord_internal.open_to('concord.act_as(text,text,text,text,boolean)', 'public');
+select concord_internal.open_to('concord_internal.author()');
+select concord_internal.open_to('concord_internal.kind_name("char")', 'public');

@@ -1,0 +1,110 @@
+-- What a table looks like now, as the generators and the drift checks see it.
+
+-- A number that changes when a live column comes, goes, or changes its name, type, collation or generation; the order of
+-- columns does not matter, so that leaves of a partitioned table agree. Types and collations made by users go by name:
+-- their oids do not survive a dump.
+create function concord_internal.signature(rel oid)
+returns bigint
+language plpgsql
+stable
+parallel safe
+as $$
+begin
+  return (select bit_xor(hashtextextended(attname::text || attgenerated::text,
+                   case when atttypid < 16384 and attcollation < 1000 then atttypid::bigint << 32 | attcollation::bigint
+                        else hashtextextended(format_type(atttypid, null) || attcollation::regcollation::text, 0) end))
+            from pg_attribute where attrelid = rel and attnum > 0 and not attisdropped);
+end
+$$;
+
+-- Live columns by name: t the type as SQL, c collation, g generation ('' none, s stored, v virtual, as in pg_attribute),
+-- plain: the type belongs to pg_catalog (an array of it too), identity: IS DISTINCT FROM tells any two images apart,
+-- varlena: may be toasted, n: position.
+create function concord_internal.columns_of(rel oid)
+returns jsonb
+language sql
+stable
+parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+  select jsonb_object_agg(a.attname, jsonb_build_object(
+           't', format_type(a.atttypid, a.atttypmod),
+           'c', case when a.attcollation = 0 then '' else a.attcollation::regcollation::text end,
+           'g', a.attgenerated::text,
+           'plain', coalesce(el.typnamespace, ty.typnamespace) = 'pg_catalog'::regnamespace,
+           'identity', coalesce((
+              select p.amproc = 'btequalimage'::regproc
+                     or (p.amproc = 'btvarstrequalimage'::regproc and co.collisdeterministic)
+                from pg_opclass oc
+                join pg_amproc p on p.amprocfamily = oc.opcfamily and p.amproclefttype = oc.opcintype
+                                and p.amprocrighttype = oc.opcintype and p.amprocnum = 4
+               where oc.opcmethod = 403 and oc.opcdefault
+                 and oc.opcintype = case when ty.typname = 'varchar' then 'text'::regtype else ty.oid end
+                 and ty.typnamespace = 'pg_catalog'::regnamespace), false),
+           'varlena', a.attlen = -1 and a.attstorage <> 'p',
+           'n', a.attnum))
+    from pg_attribute a
+    join pg_type ty on ty.oid = a.atttypid
+    left join pg_type el on el.oid = ty.typelem and ty.typsubscript = 'array_subscript_handler'::regproc
+    left join pg_collation co on co.oid = a.attcollation
+   where a.attrelid = rel and a.attnum > 0 and not a.attisdropped
+$$;
+
+-- The columns of the primary key, in key order; null where there is none.
+create function concord_internal.key_columns_of(rel oid)
+returns name[]
+language sql
+stable
+parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+  select array_agg(a.attname order by k.n)
+    from pg_index i
+   cross join lateral unnest(i.indkey::smallint[]) with ordinality k(attnum, n)
+    join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.attnum
+   where i.indrelid = rel and i.indisprimary and k.n <= i.indnkeyatts
+$$;
+
+-- The key of a row as text, whatever TimeZone, DateStyle or bytea_output say: an SQL expression over `alias`.
+-- One column: its own text. Several: a JSON object of them, which jsonb puts into one order.
+create function concord_internal.key_expression(key_columns name[], columns jsonb, alias text)
+returns text
+language plpgsql
+immutable
+as $$
+declare
+  part text[];
+  col text;
+begin
+  foreach col in array key_columns loop
+    part := part || concord_internal.stable_text(format('%s.%I', alias, col), columns->col->>'t');
+  end loop;
+  if array_length(part, 1) = 1 then
+    return part[1];
+  end if;
+  return (select 'jsonb_build_object(' ||
+                 string_agg(format('%L, %s', name,
+                   case when columns->(name::text)->>'t' in ('smallint', 'integer', 'bigint')
+                        then format('%s.%I', alias, name) else part[n] end), ', ' order by n) || ')::text'
+            from unnest(key_columns) with ordinality k(name, n));
+end
+$$;
+
+-- One value as text, the same in every session.
+create function concord_internal.stable_text(expression text, type text)
+returns text
+language sql
+immutable
+return case
+  when type in ('date') or type like 'timestamp%without time zone' then format('to_jsonb(%s) #>> ''{}''', expression)
+  when type like 'timestamp%with time zone' then format('(to_jsonb(%s at time zone ''UTC'') #>> ''{}'') || ''Z''', expression)
+  when type = 'bytea' then format('''\x'' || encode(%s, ''hex'')', expression)
+  when type in ('uuid', 'text', 'smallint', 'integer', 'bigint') or type like 'character varying%' then expression || '::text'
+  else format('format(''%%s'', %s)', expression)
+end;
+
+select concord_internal.open_to('concord_internal.signature(oid)', 'public');
+select concord_internal.open_to('concord_internal.columns_of(oid)', 'public');
+select concord_internal.open_to('concord_internal.key_columns_of(oid)', 'public');
+select concord_internal.open_to('concord_internal.key_expression(name[],jsonb,text)', 'public');
+select concord_internal.open_to('concord_internal.stable_text(text,text)', 'public');

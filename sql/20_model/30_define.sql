@@ -1,0 +1,207 @@
+-- The definer's half of track: everything that is wrong is said here, by parameter; the row in models is written here.
+-- Returns {"id", "fresh"}; the caller's half makes the triggers with the table owner's own rights.
+create function concord_internal.define_model(rel regclass, name text, tenant_column name, tenant text, groups text[],
+  ignore_fields name[], secret_fields name[], detail text, on_stale jsonb)
+returns concord_internal.models
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  class pg_class;
+  columns jsonb;
+  keys name[];
+  bad text;
+  was concord_internal.models;
+  m concord_internal.models;
+begin
+  perform concord_internal.demand_owner(rel);
+  select * into class from pg_class where oid = rel;
+  bad := case
+    when class.relkind in ('v', 'm') then 'a view can''t be tracked: track the tables under it'
+    when class.relkind = 'f' then 'a foreign table can''t be tracked: its rows change where no trigger here fires'
+    when class.relkind not in ('r', 'p') then 'only a table can be tracked'
+    when class.relpersistence = 't' then 'a temporary table can''t be tracked: no other session sees it'
+    when class.relispartition then 'this is a partition: track the partitioned table, whose partitions are tracked with it'
+    when class.relnamespace in ('pg_catalog'::regnamespace, 'information_schema'::regnamespace,
+                                'concord'::regnamespace, 'concord_internal'::regnamespace) then 'a system table can''t be tracked'
+    when class.relkind = 'r' and exists (select from pg_inherits where inhparent = rel or inhrelid = rel)
+      then 'a table in an inheritance tree can''t be tracked: its key is not unique over its children'
+    when exists (select from pg_subscription_rel where srrelid = rel)
+      then 'a subscribed table can''t be tracked: replication applies rows without firing triggers'
+  end;
+  if bad is not null then
+    perform concord_internal.fail('invalid_request', 'rel', bad);
+  end if;
+
+  columns := concord_internal.columns_of(rel);
+  keys := concord_internal.key_columns_of(rel);
+  if keys is null then
+    perform concord_internal.fail('invalid_request', 'rel', 'the table has no primary key: a row has to be known by something');
+  end if;
+  if exists (select from pg_index where indrelid = rel and indisprimary and not indimmediate) then
+    perform concord_internal.fail('invalid_request', 'rel', 'the primary key is DEFERRABLE: two rows may share an id until commit');
+  end if;
+  select string_agg(quote_ident(k) || ' ' || (columns->(k::text)->>'t'), ', ') into bad
+    from unnest(keys) k where not concord_internal.usable_as_key(rel, k, columns->(k::text));
+  if bad is not null then
+    perform concord_internal.fail('invalid_request', 'rel', format(
+      'equal values of this key can look different (%s): use integers, uuid, text under a deterministic collation, dates, timestamps, booleans, bytea or an enum', bad));
+  end if;
+
+  name := coalesce(name, class.relname);
+  tenant := coalesce(tenant, '');
+  groups := coalesce(groups, '{}');
+  ignore_fields := coalesce(ignore_fields, '{}');
+  secret_fields := coalesce(secret_fields, '{}');
+  on_stale := coalesce(on_stale, '{}');
+  if name = '' or length(name) > 255 then
+    perform concord_internal.fail('invalid_request', 'name', 'one to 255 characters');
+  end if;
+  if length(tenant) > 255 then
+    perform concord_internal.fail('invalid_request', 'tenant', 'at most 255 characters');
+  end if;
+  if detail is null or detail not in ('names', 'before') then
+    perform concord_internal.fail('invalid_request', 'detail', 'one of names, before');
+  end if;
+  if tenant_column is not null and tenant <> '' then
+    perform concord_internal.fail('invalid_request', 'tenant', 'a table has a tenant column or one tenant for all its rows, not both');
+  end if;
+  if tenant_column is not null and not columns ? tenant_column::text then
+    perform concord_internal.fail('invalid_request', 'tenant_column', format('no column %I', tenant_column));
+  end if;
+  for bad in select f from unnest(ignore_fields) f where f is null or not columns ? f::text
+                or f = any (keys) or f = tenant_column or exists (select from unnest(groups) g where strpos(g, '{' || f || '}') > 0) loop
+    perform concord_internal.fail('invalid_request', 'ignore_fields',
+      format('%s is not a column, or belongs to the key, the tenant or a group', coalesce(quote_ident(bad), 'null')));
+  end loop;
+  for bad in select f from unnest(secret_fields) f where f is null or not columns ? f::text loop
+    perform concord_internal.fail('invalid_request', 'secret_fields', format('no column %s', coalesce(quote_ident(bad), 'null')));
+  end loop;
+  for bad in select g from unnest(groups) g where g is null or g !~ '^[^:{}]+:([^{}]|\{[^{}]+\})+$'
+                or exists (select from regexp_matches(g, '\{([^}]*)\}', 'g') c where not columns ? c[1] or columns->c[1]->>'g' = 'v') loop
+    perform concord_internal.fail('invalid_request', 'groups',
+      format('%s is not a template like deck:{deck_id} over columns of the table', coalesce(quote_literal(bad), 'null')));
+  end loop;
+  if jsonb_typeof(on_stale) <> 'object' or exists (select from jsonb_each(on_stale) e
+       where e.key not in ('user', 'agent', 'system') or e.value not in ('"reject"', '"overwrite"', '"notify"')) then
+    perform concord_internal.fail('invalid_request', 'on_stale', 'an object from user, agent, system to reject, overwrite or notify');
+  end if;
+
+  delete from concord_internal.models o where not exists (select from pg_class c where c.oid = o.rel);  -- dropped tables
+  if exists (select from concord_internal.models o where o.name = define_model.name and o.tenant = define_model.tenant and o.rel <> define_model.rel) then
+    perform concord_internal.fail('invalid_request', 'name', format('another table is tracked as %s', quote_literal(name)));
+  end if;
+
+  select * into was from concord_internal.models o where o.rel = define_model.rel;
+  m := was;
+  m.rel := rel; m.name := name; m.tenant := tenant; m.tenant_column := tenant_column; m.groups := groups;
+  m.ignore_fields := ignore_fields; m.secret_fields := secret_fields; m.detail := detail; m.on_stale := on_stale;
+  m.key_columns := keys; m.columns := columns; m.signature := concord_internal.signature(rel);
+  if was.id is null then
+    m.id := nextval('concord_internal.model_id');
+    m.paused := false;
+    m.tracked_at := now();
+  end if;
+  if was.id is null or concord_internal.answers_differently(was, m) then
+    m.horizon_epoch := concord_internal.epoch();
+    m.horizon_xid := pg_current_xact_id();
+    perform concord_internal.move_group_horizon(tenant, coalesce(was.groups, '{}') || groups);
+  end if;
+  if was.id is null then
+    insert into concord_internal.models select m.*;
+  else
+    delete from concord_internal.models o where o.id = was.id;
+    insert into concord_internal.models select m.*;
+  end if;
+  perform concord_internal.make_trigger_functions(m);
+  perform concord_internal.lend_trigger_functions(m.id);
+  return m;
+end
+$$;
+
+-- Is equality of this key column identity, and its text the same in every session?
+create function concord_internal.usable_as_key(rel oid, col name, def jsonb)
+returns boolean
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+  with recursive base(typ, coll) as (
+    select a.atttypid, a.attcollation from pg_attribute a where a.attrelid = rel and a.attname = col
+    union all
+    select t.typbasetype, base.coll from base join pg_type t on t.oid = base.typ and t.typtype = 'd')
+  select bool_or(t.typtype = 'e'
+                 or t.oid in ('int2'::regtype, 'int4'::regtype, 'int8'::regtype, 'oid'::regtype, 'uuid'::regtype, 'bool'::regtype)
+                 or t.oid in ('text'::regtype, 'varchar'::regtype, 'bpchar'::regtype, 'name'::regtype)
+                    and coalesce((select c.collisdeterministic from pg_collation c where c.oid = base.coll), false)
+                 or t.oid in ('date'::regtype, 'timestamp'::regtype, 'timestamptz'::regtype, 'bytea'::regtype)
+                    and def->>'t' !~ '\.')   -- not through a domain: its text would follow the session's settings
+    from base join pg_type t on t.oid = base.typ and t.typtype <> 'd'
+$$;
+
+-- The first column whose type, collation or generation differs; a column that is in one of them only does not count.
+create function concord_internal.retyped(was jsonb, live jsonb)
+returns text
+language sql
+immutable
+as $$
+  select min(c) from jsonb_object_keys(was) c
+   where live ? c and (was->c->'t', was->c->'c', was->c->'g') is distinct from (live->c->'t', live->c->'c', live->c->'g')
+$$;
+
+-- Would deltas of the one definition answer a check under the other? If not, older tokens can't be answered.
+create function concord_internal.answers_differently(was concord_internal.models, m concord_internal.models)
+returns boolean
+language sql
+immutable
+as $$
+  select was.groups <> m.groups or was.ignore_fields <> m.ignore_fields or was.key_columns <> m.key_columns
+      or was.tenant <> m.tenant or was.tenant_column is distinct from m.tenant_column
+      or concord_internal.retyped(was.columns, m.columns) is not null
+$$;
+
+-- CREATE TRIGGER wants EXECUTE on the function. The table's owner has it between these two calls and never else.
+create function concord_internal.lend_trigger_functions(model integer)
+returns void
+language plpgsql
+as $$
+declare
+  op text;
+begin
+  foreach op in array array['insert', 'update', 'delete', 'truncate'] loop
+    execute format('grant execute on function %s() to %I', concord_internal.trigger_function(model, op), concord_internal.caller());
+  end loop;
+end
+$$;
+
+create function concord_internal.seal_model(rel regclass)
+returns void
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  model integer;
+  grantee record;
+  op text;
+begin
+  perform concord_internal.demand_owner(rel);
+  select id into model from concord_internal.models m where m.rel = seal_model.rel;
+  foreach op in array array['insert', 'update', 'delete', 'truncate'] loop
+    for grantee in
+      select a.grantee::regrole as role from pg_proc p, aclexplode(p.proacl) a
+       where p.oid = to_regprocedure(concord_internal.trigger_function(model, op) || '()') and a.grantee <> p.proowner
+    loop
+      execute format('revoke all on function %s() from %s', concord_internal.trigger_function(model, op), grantee.role);
+    end loop;
+  end loop;
+end
+$$;
+
+select concord_internal.open_to('concord_internal.define_model(regclass,text,name,text,text[],name[],name[],text,jsonb)', 'public');
+select concord_internal.open_to('concord_internal.usable_as_key(oid,name,jsonb)', 'public');
+select concord_internal.open_to('concord_internal.answers_differently(concord_internal.models,concord_internal.models)', 'public');
+select concord_internal.open_to('concord_internal.retyped(jsonb,jsonb)', 'public');
+select concord_internal.open_to('concord_internal.lend_trigger_functions(integer)');
+select concord_internal.open_to('concord_internal.seal_model(regclass)', 'public');

@@ -1,0 +1,279 @@
+-- track and its inverses are invoker functions: the triggers are made with the table owner's own rights, and what needs
+-- concord's rights sits in definer helpers that check the ownership again.
+
+-- Keeps writers out of the table and its partitions, briefly: nobody who writes under the old definition is in flight
+-- when the new one begins. Bounded, so that it never queues the application behind itself.
+create function concord_internal.lock_table(rel regclass)
+returns void
+language plpgsql
+as $$
+declare
+  was constant text := current_setting('lock_timeout');
+begin
+  perform set_config('lock_timeout', concord_internal.setting('lock_timeout'), true);
+  execute format('lock table %s in share row exclusive mode', rel);
+  perform set_config('lock_timeout', was, true);
+end
+$$;
+
+create function concord.track(rel regclass, name text default null, tenant_column name default null, tenant text default null,
+  groups text[] default '{}', ignore_fields name[] default '{}', secret_fields name[] default '{}', detail text default 'before',
+  on_stale jsonb default null)
+returns jsonb
+language plpgsql
+as $$
+declare
+  m concord_internal.models;
+  part regclass;
+begin
+  if rel is null or to_regclass(rel::text) is null then
+    perform concord_internal.fail('invalid_request', 'rel', 'no such table');
+  end if;
+  perform concord_internal.demand_owner(rel);
+  if exists (select from pg_class where oid = rel and relkind in ('r', 'p')) then
+    perform concord_internal.lock_table(rel);
+  end if;
+  m := concord_internal.define_model(rel, name, tenant_column, tenant, groups, ignore_fields, secret_fields, detail, on_stale);
+  for part in select r from concord_internal.relations_without_triggers(rel) r loop
+    perform concord_internal.add_triggers(m.id, part);
+  end loop;
+  perform concord_internal.seal_model(rel);
+  return to_jsonb(m) - array['columns', 'signature', 'horizon_epoch', 'horizon_xid'];
+end
+$$;
+comment on function concord.track(regclass, text, name, text, text[], name[], name[], text, jsonb) is
+  'Makes a table a model: triggers log every changed row from now on. Idempotent; other arguments change the model in
+place (all of them: what is not passed goes back to its default). Owner of the table only.
+name: public name, default the table''s, unique per tenant. tenant_column: the column that says whose a row is; tenant: one
+tenant for the whole table; neither: shared. groups: templates such as deck:{deck_id}; a row with a null there is in none.
+ignore_fields: never conflict, make no delta by themselves. secret_fields: named in the log, never valued.
+detail: names, or before (also the old values of changed fields). on_stale: default mode per kind of principal, such as
+{"agent": "notify"}. Returns the model as JSON. Takes SHARE ROW EXCLUSIVE on the table, bounded by lock_timeout.
+Errors: invalid_request (param names the argument), forbidden, contended.';
+
+create function concord.untrack(rel regclass)
+returns void
+language plpgsql
+as $$
+declare
+  part regclass;
+  op text;
+begin
+  perform concord_internal.demand_model(rel);
+  perform concord_internal.lock_table(rel);
+  for part in select r from concord_internal.relations_of(rel) r loop
+    foreach op in array array['insert', 'update', 'delete', 'truncate'] loop
+      execute format('drop trigger if exists %I on %s', 'concord_' || op, part);
+    end loop;
+  end loop;
+  perform concord_internal.forget_model(rel);
+end
+$$;
+comment on function concord.untrack(regclass) is
+  'Takes the triggers off again and forgets the model; the table is as it was. What the log holds of it is no longer
+answered for. Owner of the table only. Errors: model_unknown, forbidden, contended.';
+
+create function concord_internal.forget_model(rel regclass)
+returns void
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  gone concord_internal.models;
+  op text;
+begin
+  perform concord_internal.demand_owner(rel);
+  delete from concord_internal.models m where m.rel = forget_model.rel returning * into gone;
+  perform concord_internal.move_group_horizon(gone.tenant, gone.groups);
+  foreach op in array array['insert', 'update', 'delete', 'truncate'] loop
+    execute format('drop function if exists %s()', concord_internal.trigger_function(gone.id, op));
+  end loop;
+end
+$$;
+
+-- Raises unless the caller owns the table and it is tracked.
+create function concord_internal.demand_model(rel regclass)
+returns void
+language plpgsql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if rel is null then
+    perform concord_internal.fail('invalid_request', 'rel', 'no such table');
+  end if;
+  perform concord_internal.demand_owner(rel);
+  if not exists (select from concord_internal.models m where m.rel = demand_model.rel) then
+    perform concord_internal.fail('model_unknown', 'rel', format('%s is not tracked', rel));
+  end if;
+end
+$$;
+
+create function concord.pause(rel regclass)
+returns void
+language plpgsql
+as $$
+begin
+  perform concord_internal.demand_model(rel);
+  perform concord_internal.lock_table(rel);
+  perform concord_internal.set_paused(rel, true);
+end
+$$;
+comment on function concord.pause(regclass) is
+  'The switch for three in the morning: the triggers log nothing until resume. Guarded writes and premises on the model
+are answered model_changed meanwhile; unguarded writes go on. A flag, no DDL. Owner of the table only.
+Errors: model_unknown, forbidden, contended.';
+
+create function concord.resume(rel regclass)
+returns void
+language plpgsql
+as $$
+begin
+  perform concord_internal.demand_model(rel);
+  perform concord_internal.lock_table(rel);
+  perform concord_internal.set_paused(rel, false);
+end
+$$;
+comment on function concord.resume(regclass) is
+  'Ends pause. Tokens from before it are model_changed: the log does not know what happened meanwhile.
+Owner of the table only. Errors: model_unknown, forbidden, contended.';
+
+create function concord_internal.set_paused(rel regclass, paused boolean)
+returns void
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  m concord_internal.models;
+begin
+  perform concord_internal.demand_owner(rel);
+  select * into m from concord_internal.models o where o.rel = set_paused.rel;
+  if m.paused and not paused then
+    perform concord_internal.move_group_horizon(m.tenant, m.groups);
+  end if;
+  update concord_internal.models m
+     set paused = set_paused.paused,
+         horizon_epoch = case when m.paused and not set_paused.paused then concord_internal.epoch() else m.horizon_epoch end,
+         horizon_xid = case when m.paused and not set_paused.paused then pg_current_xact_id() else m.horizon_xid end
+   where m.rel = set_paused.rel;
+end
+$$;
+
+create function concord.refresh(rel regclass default null)
+returns void
+language plpgsql
+as $$
+declare
+  r regclass;
+begin
+  if rel is not null then
+    perform concord_internal.demand_model(rel);
+    perform concord_internal.refresh_model(rel);
+  else
+    for r in select m.rel from concord_internal.owned_models() m loop
+      perform concord_internal.refresh_model(r);
+    end loop;
+  end if;
+end
+$$;
+comment on function concord.refresh(regclass) is
+  'Makes a model''s triggers anew from the columns as they are, and gives new partitions theirs; null: every model that the
+caller owns. Without a lock on the table, unless a column''s type, collation or generation, or the key, changed, or a partition
+lacks its triggers (then SHARE ROW EXCLUSIVE, and tokens from before are model_changed, or meet a whole-model change).
+Owner of the table only. Errors: model_unknown, forbidden, contended.';
+
+create function concord_internal.refresh_model(rel regclass)
+returns void
+language plpgsql
+as $$
+declare
+  part regclass;
+  model integer;
+  bare regclass[] := array(select concord_internal.relations_without_triggers(rel));
+begin
+  if bare <> '{}' or concord_internal.needs_horizon(rel) then
+    perform concord_internal.lock_table(rel);
+  end if;
+  model := concord_internal.redefine_model(rel, bare <> '{}');
+  foreach part in array bare loop
+    perform concord_internal.add_triggers(model, part);
+  end loop;
+  perform concord_internal.seal_model(rel);
+end
+$$;
+
+create function concord_internal.owned_models()
+returns table (rel regclass)
+language sql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  select m.rel from concord_internal.models m join pg_class c on c.oid = m.rel where concord_internal.owns(m.rel) order by m.id
+$$;
+
+create function concord_internal.needs_horizon(rel regclass)
+returns boolean
+language sql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  select coalesce(bool_or(m.key_columns <> concord_internal.key_columns_of(m.rel)
+                          or concord_internal.retyped(m.columns, concord_internal.columns_of(m.rel)) is not null), false)
+    from concord_internal.models m where m.rel = needs_horizon.rel and concord_internal.owns(m.rel)
+$$;
+
+-- The same definition over the live columns. A renamed column is still ignored, or secret, under its new name (known by
+-- its position); one that is gone leaves the lists.
+create function concord_internal.redefine_model(rel regclass, whole boolean)
+returns integer
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  m concord_internal.models;
+  live constant jsonb := concord_internal.columns_of(rel);
+begin
+  perform concord_internal.demand_owner(rel);
+  select * into m from concord_internal.models o where o.rel = redefine_model.rel;
+  m := concord_internal.define_model(rel, m.name, m.tenant_column, m.tenant, m.groups,
+    concord_internal.live_names(m.ignore_fields, m.columns, live),
+    concord_internal.live_names(m.secret_fields, m.columns, live), m.detail, m.on_stale);
+  if whole then
+    perform concord_internal.write_whole_delta(m.id);
+  end if;
+  return m.id;
+end
+$$;
+
+create function concord_internal.live_names(names name[], was jsonb, live jsonb)
+returns name[]
+language sql
+immutable
+as $$
+  select coalesce(array_agg(coalesce(case when live ? f::text then f end, renamed.c) order by f), '{}')
+    from unnest(names) f
+    left join lateral (select c::name from jsonb_object_keys(live) c
+                        where not was ? c and live->c->'n' = was->(f::text)->'n') renamed(c) on true
+   where live ? f::text or renamed.c is not null
+$$;
+
+select concord_internal.open_to('concord_internal.live_names(name[],jsonb,jsonb)', 'public');
+select concord_internal.open_to('concord_internal.lock_table(regclass)', 'public');
+select concord_internal.open_to('concord.track(regclass,text,name,text,text[],name[],name[],text,jsonb)', 'public');
+select concord_internal.open_to('concord.untrack(regclass)', 'public');
+select concord_internal.open_to('concord_internal.forget_model(regclass)', 'public');
+select concord_internal.open_to('concord_internal.demand_model(regclass)', 'public');
+select concord_internal.open_to('concord.pause(regclass)', 'public');
+select concord_internal.open_to('concord.resume(regclass)', 'public');
+select concord_internal.open_to('concord_internal.set_paused(regclass,boolean)', 'public');
+select concord_internal.open_to('concord.refresh(regclass)', 'public');
+select concord_internal.open_to('concord_internal.refresh_model(regclass)', 'public');
+select concord_internal.open_to('concord_internal.owned_models()', 'public');
+select concord_internal.open_to('concord_internal.needs_horizon(regclass)', 'public');
+select concord_internal.open_to('concord_internal.redefine_model(regclass,boolean)', 'public');

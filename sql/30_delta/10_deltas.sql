@@ -1,0 +1,47 @@
+-- The log: one row for each changed row, or for a whole model (op t, key null), written by triggers alone.
+--
+-- seq    drawn in the trigger, while the writer holds the row's lock. For one row, writers come one after another, so
+--        the order of seq is the order of commits, and what a snapshot has seen of one row is a prefix of it. This is
+--        what lets a check read the newest delta and stop. Across rows seq means nothing for visibility.
+-- xid    the top-level transaction (pg_current_xact_id), never xmin, which is a subtransaction's after a savepoint.
+-- fields the literal of a name[] ({title,body}); null is the whole row. Kept as text: an array costs 20 bytes more.
+-- grp    the group that the row is in; a delta that touches several repeats them in rows of op g, without a key.
+-- depth  pg_trigger_depth(): a statement inside an AFTER ROW trigger logs before the statement that caused it.
+-- kind   u, a or s: user, agent, system.
+-- before the old values of changed fields as JSON text; null where the model logs names only.
+create sequence concord_internal.delta_seq cache 1;
+
+create table concord_internal.deltas (
+  xid xid8 not null,
+  seq bigint not null,
+  at timestamptz not null,
+  epoch integer not null,
+  model integer not null,
+  depth smallint not null,
+  op "char" not null,
+  kind "char" not null,
+  tenant text collate "C" not null,
+  key text collate "C",
+  grp text collate "C",
+  fields text collate "C",
+  actor text collate "C",
+  on_behalf_of text collate "C",
+  groups text collate "C",              -- the literal of all groups where there are several, else null
+  before text collate "C"
+) partition by range (epoch, xid);
+
+create table concord_internal.deltas_default partition of concord_internal.deltas default;
+
+-- Hashes keep the indexes small: 16 bytes of key whatever the row's id is; the key itself is compared after.
+create index deltas_row on concord_internal.deltas (hashtextextended(key, model::bigint), seq) where key is not null;
+create index deltas_group on concord_internal.deltas (hashtextextended(grp, hashtextextended(tenant, 0)), xid) where grp is not null;
+-- Whole-model deltas (TRUNCATE, refresh, a fallback that can't tell rows): few, and every check asks for them.
+create index deltas_whole on concord_internal.deltas (model, xid) where key is null and op <> 'g';
+
+-- What was cut off: a token that may not have seen a transaction below the floor is expired.
+create table concord_internal.log_floor (
+  only_one boolean primary key default true check (only_one),
+  epoch integer not null default 0,
+  xid xid8 not null default '0'
+);
+insert into concord_internal.log_floor default values;

@@ -1,0 +1,179 @@
+-- The statement that a generated trigger runs: one INSERT ... SELECT from the transition tables into the log, with a
+-- static comparison for each column. The same text, built from the live columns and run by EXECUTE, is the fallback when
+-- columns came, went or were renamed since the trigger was made, so that there is one definition of a delta.
+--
+-- Rows are paired by key (and by tenant, so that a move between tenants is a delete here and a create there). The FULL
+-- JOIN does two things: a changed key becomes a delete and a create; and it can't be a nested loop, whatever row count
+-- the cached plan was made for.
+
+-- Is the column different between o and n? Equality is not identity (numeric scale, -0, citext), so only types whose
+-- btree class says so are compared by IS DISTINCT FROM, the others by image. A value toasted under the same id is the
+-- same value, and need not be fetched (Postgres 17 and later can tell).
+create function concord_internal.difference(rel oid, col text, columns jsonb)
+returns text
+language plpgsql
+stable
+as $$
+declare
+  def constant jsonb := columns->col;
+  comparison text;
+begin
+  if def->>'g' = 'v' then  -- virtual: not in the transition table; changes when an input does
+    return coalesce(
+      (select '(' || string_agg(concord_internal.difference(rel, a.attname, columns), ' or ') || ')'
+         from pg_attrdef ad
+         join pg_depend d on d.classid = 'pg_attrdef'::regclass and d.objid = ad.oid
+                         and d.refclassid = 'pg_class'::regclass and d.refobjid = rel and d.refobjsubid > 0
+         join pg_attribute a on a.attrelid = rel and a.attnum = d.refobjsubid
+        where ad.adrelid = rel and ad.adnum = (def->>'n')::integer and a.attname <> col), 'false');
+  end if;
+  if (def->>'identity')::boolean then
+    comparison := format('o.%1$I is distinct from n.%1$I', col);
+  else
+    comparison := format('record_image_ne(row(o.%1$I), row(n.%1$I))', col);
+  end if;
+  if (def->>'varlena')::boolean and current_setting('server_version_num')::integer >= 170000 then
+    comparison := format('case when pg_column_toast_chunk_id(o.%1$I) = pg_column_toast_chunk_id(n.%1$I) then false else %2$s end',
+                         col, comparison);
+  end if;
+  return comparison;
+end
+$$;
+
+-- A value as JSON text. A type outside pg_catalog (an array of one, too) is taken by its output function alone: to_json
+-- would run a cast to json that its owner wrote, with the rights of whoever evaluates this. (num_nulls and not IS NULL:
+-- a composite of nulls is not null itself.)
+create function concord_internal.json_expression(expression text, def jsonb)
+returns text
+language sql
+immutable
+return case when (def->>'plain')::boolean then format('coalesce(to_json(%s)::text, ''null'')', expression)
+            else format('case when num_nulls(%1$s) = 1 then ''null'' else to_json(format(''%%s'', %1$s))::text end', expression) end;
+
+-- 'deck:{deck_id}' as an SQL expression over `alias`; null columns give a null group.
+create function concord_internal.group_expression(template text, columns jsonb, alias text)
+returns text
+language sql
+stable
+as $$
+  select string_agg(case when n % 2 = 1 then quote_literal(piece)
+                         else '(' || concord_internal.stable_text(format('%s.%I', alias, piece), columns->piece->>'t') || ')' end,
+                    ' || ' order by n)
+    from regexp_split_to_table(template, '[{}]') with ordinality p(piece, n)
+$$;
+
+-- The statement, or null when rows can't be told from the live columns (a key, tenant or group column is gone): then only
+-- a whole-model delta is sound. `x` is the trigger's write_context: a variable, or when live the parameter $1.
+create function concord_internal.delta_statement(m concord_internal.models, rel oid, op text, live boolean)
+returns text
+language plpgsql
+stable
+as $$
+declare
+  columns constant jsonb := concord_internal.columns_of(rel);
+  keys constant name[] := concord_internal.key_columns_of(rel);
+  logged text[];      -- columns that make deltas
+  tenant text;
+  row_key text;
+  old_groups text[];
+  new_groups text[];
+  spans text;         -- groups of the row, an array expression
+  most integer;       -- how many groups a delta can touch
+  source text;
+  fields text := 'null::text';
+  before text := 'null::text';
+  insertion text;
+begin
+  if keys is null or cardinality(keys) <> cardinality(m.key_columns) or (cardinality(keys) > 1 and keys <> m.key_columns)
+     or (m.tenant_column is not null and not columns ? m.tenant_column::text)
+     or exists (select from unnest(m.groups) g, regexp_matches(g, '\{([^}]*)\}', 'g') c where not columns ? c[1]) then
+    return null;
+  end if;
+  select array_agg(c order by (columns->c->>'n')::integer) into logged
+    from jsonb_object_keys(columns) c where c <> all (m.ignore_fields);
+
+  source := case op when 'insert' then 'new_rows n' when 'delete' then 'old_rows o'
+    else 'old_rows o full join new_rows n on ' ||
+         (select string_agg(format('o.%1$I = n.%1$I', k), ' and ') from unnest(keys) k) ||
+         case when m.tenant_column is null then ''
+              else format(' and coalesce(%s, '''') = coalesce(%s, '''')',
+                     concord_internal.stable_text(format('o.%I', m.tenant_column), columns->(m.tenant_column::text)->>'t'),
+                     concord_internal.stable_text(format('n.%I', m.tenant_column), columns->(m.tenant_column::text)->>'t')) end end;
+  row_key := case op when 'insert' then concord_internal.key_expression(keys, columns, 'n')
+                     when 'delete' then concord_internal.key_expression(keys, columns, 'o')
+    else format('case when n.%1$I is null then %2$s else %3$s end', keys[1],
+                concord_internal.key_expression(keys, columns, 'o'), concord_internal.key_expression(keys, columns, 'n')) end;
+  tenant := case
+    when m.tenant_column is null then quote_literal(m.tenant)
+    when op = 'update' then format('coalesce(%s, %s, '''')',
+      concord_internal.stable_text(format('n.%I', m.tenant_column), columns->(m.tenant_column::text)->>'t'),
+      concord_internal.stable_text(format('o.%I', m.tenant_column), columns->(m.tenant_column::text)->>'t'))
+    else format('coalesce(%s, '''')', concord_internal.stable_text(
+      format('%s.%I', case op when 'insert' then 'n' else 'o' end, m.tenant_column), columns->(m.tenant_column::text)->>'t')) end;
+
+  old_groups := array(select concord_internal.group_expression(g, columns, 'o') from unnest(m.groups) g);
+  new_groups := array(select concord_internal.group_expression(g, columns, 'n') from unnest(m.groups) g);
+  if op = 'update' then
+    spans := (select string_agg(e, ', ') from unnest(new_groups || old_groups) e);
+    most := 2 * cardinality(m.groups);
+    spans := case when cardinality(m.groups) = 1
+      then format('case when %1$s = %2$s then array[%1$s] else array_remove(array[%1$s, %2$s], null) end', new_groups[1], old_groups[1])
+      else format('array(select distinct g from unnest(array[%s]) g where g is not null)', spans) end;
+  else
+    spans := format('array_remove(array[%s]::text[], null)',
+               (select string_agg(e, ', ') from unnest(case op when 'insert' then new_groups else old_groups end) e));
+    most := cardinality(m.groups);
+  end if;
+
+  if op = 'update' then
+    fields := (select '''{'' || array_to_string(array[' || string_agg(format('case when %s then %L end',
+                        concord_internal.difference(rel, c, columns), substr(q, 2, length(q) - 2)), ', ') || '], '','') || ''}'''
+                 from unnest(logged) c, lateral (select (array[c])::text) l(q));
+    fields := format('case when o.%1$I is not null and n.%1$I is not null then %2$s end', keys[1], fields);
+  end if;
+  if m.detail = 'before' and op <> 'insert' then
+    before := (select '''{'' || array_to_string(array[' || string_agg(format(
+                        case when op = 'update' then 'case when n.%4$I is null or %3$s then %1$L || %2$s end' else '%1$L || %2$s' end,
+                        to_json(c) || ':', concord_internal.json_expression(format('o.%I', c), columns->c),
+                        case when op = 'update' then concord_internal.difference(rel, c, columns) end, keys[1]), ', ')
+                      || '], '','') || ''}'''
+                 from unnest(case op when 'update' then logged else array(select jsonb_object_keys(columns)) end) c
+                where c <> all (m.secret_fields) and columns->c->>'g' <> 'v'
+                  and (m.secret_fields = '{}' or m.columns ? c));  -- a column unknown so far may be a secret one, renamed
+    if op = 'update' then
+      before := format('case when o.%I is not null then %s end', keys[1], before);
+    end if;
+  end if;
+
+  source := format('(select %s as op, %s as tenant, %s as key, %s as spans, %s as fields, %s as before from %s offset 0) d',
+    case op when 'insert' then '''c''::"char"' when 'delete' then '''d''::"char"'
+      else format('case when o.%1$I is null then ''c'' when n.%1$I is null then ''d'' else ''u'' end::"char"', keys[1]) end,
+    tenant, row_key, case when most = 0 then 'null::text[]' else spans end, fields, before, source);
+  if most > 1 then
+    source := source || format(' join (values %s) i(n) on i.n = 1 or d.spans[i.n] is not null',
+                               (select string_agg(format('(%s)', i), ', ') from generate_series(1, most) i));
+  end if;
+  if live then
+    source := source || ' cross join (select ($1).*) x';
+  end if;
+  insertion := 'insert into concord_internal.deltas '
+    '(xid, seq, at, epoch, model, depth, op, kind, tenant, key, grp, fields, actor, on_behalf_of, groups, before) select '
+    'x.xid, nextval(''concord_internal.delta_seq''), x.at, x.epoch, ' || m.id || ', x.depth, ' ||
+    case when most > 1
+      then 'case when i.n = 1 then d.op else ''g'' end, x.kind, d.tenant, case when i.n = 1 then d.key end, d.spans[i.n], '
+           'case when i.n = 1 then d.fields end, x.actor, x.on_behalf_of, '
+           'case when i.n = 1 and cardinality(d.spans) > 1 then d.spans::text end, case when i.n = 1 then d.before end'
+      else 'd.op, x.kind, d.tenant, d.key, ' || case when most = 0 then 'null' else 'd.spans[1]' end ||
+           ', d.fields, x.actor, x.on_behalf_of, null, d.before' end ||
+    ' from ' || source;
+  if op = 'update' then
+    insertion := insertion || ' where d.fields <> ''{}'' or d.fields is null';
+  end if;
+  return insertion;
+end
+$$;
+
+select concord_internal.open_to('concord_internal.difference(oid,text,jsonb)');
+select concord_internal.open_to('concord_internal.json_expression(text,jsonb)', 'public');
+select concord_internal.open_to('concord_internal.group_expression(text,jsonb,text)', 'public');
+select concord_internal.open_to('concord_internal.delta_statement(concord_internal.models,oid,text,boolean)');

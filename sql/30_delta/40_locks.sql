@@ -1,0 +1,70 @@
+-- Advisory transaction locks: what commits wait on where no row lock reaches (rows that don't exist, groups, premises).
+-- Keys are 64-bit hashes. Two things that share one wait for each other without need, and nothing else happens.
+-- Rows and absences: exclusive for the writer, shared for a premise. Groups the other way round, so that writers of one
+-- group do not wait for each other. A large batch takes its tenant exclusively instead, which every commit shares.
+--
+-- A row goes by model and key alone: the model's key is unique over all tenants, and a writer need not know whose row it is.
+create function concord_internal.row_lock(model integer, key text)
+returns bigint
+language sql
+immutable
+parallel safe
+return hashtextextended(key, model::bigint);
+
+create function concord_internal.group_lock(tenant text, grp text)
+returns bigint
+language sql
+immutable
+parallel safe
+return hashtextextended(grp, hashtextextended(tenant, -1));
+
+create function concord_internal.tenant_lock(tenant text)
+returns bigint
+language sql
+immutable
+parallel safe
+return hashtextextended(tenant, -2);
+
+-- How many single locks one statement may take: the server's lock table is shared by everybody.
+create function concord_internal.most_locks()
+returns integer
+language sql
+immutable
+parallel safe
+return 1000;
+
+-- Inside a commit: the locks for what a statement changed, whoever issued it (the commit, a cascade, a user's trigger).
+-- Without them write skew passes through cascades and triggers. Those that the commit holds already cost next to nothing.
+create function concord_internal.lock_touched(model integer, tenants text[], keys text[], groups text[])
+returns void
+language plpgsql
+as $$
+declare
+  touched record;
+begin
+  if cardinality(keys) > concord_internal.most_locks() then
+    for touched in select distinct t as tenant from unnest(tenants) t order by t loop
+      perform pg_advisory_xact_lock(concord_internal.tenant_lock(touched.tenant));
+    end loop;
+    return;
+  end if;
+  for touched in
+    select distinct concord_internal.row_lock(model, u.key) as id
+      from unnest(keys) u(key) where u.key is not null order by 1
+  loop
+    perform pg_advisory_xact_lock(touched.id);
+  end loop;
+  for touched in
+    select distinct concord_internal.group_lock(u.tenant, u.grp) as id
+      from unnest(tenants, groups) u(tenant, grp) where u.grp is not null order by 1
+  loop
+    perform pg_advisory_xact_lock_shared(touched.id);
+  end loop;
+end
+$$;
+
+select concord_internal.open_to('concord_internal.row_lock(integer,text)', 'concord_app');
+select concord_internal.open_to('concord_internal.group_lock(text,text)', 'concord_app');
+select concord_internal.open_to('concord_internal.tenant_lock(text)', 'concord_app');
+select concord_internal.open_to('concord_internal.most_locks()', 'concord_app');
+select concord_internal.open_to('concord_internal.lock_touched(integer,text[],text[],text[])');

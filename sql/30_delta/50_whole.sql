@@ -1,0 +1,17 @@
+-- A delta of a whole model: TRUNCATE (op t), or something that can't be told row by row (op u, fields null): a refresh
+-- that found a leaf without triggers, a fallback without its key. Of no tenant, and without values.
+create function concord_internal.write_whole_delta(model integer, op "char" default 'u')
+returns void
+language plpgsql
+as $$
+declare
+  author record;
+begin
+  select * into author from concord_internal.author();
+  insert into concord_internal.deltas (xid, seq, at, epoch, model, depth, op, kind, tenant, actor, on_behalf_of)
+  values (pg_current_xact_id(), nextval('concord_internal.delta_seq'), clock_timestamp(), concord_internal.epoch(), model,
+          pg_trigger_depth(), op, author.kind, '', author.actor, author.on_behalf_of);
+end
+$$;
+
+select concord_internal.open_to('concord_internal.write_whole_delta(integer,"char")');

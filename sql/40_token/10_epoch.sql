@@ -1,0 +1,169 @@
+-- Epochs: when transaction ids stop meaning what they meant.
+--
+-- After a crash Postgres may hand out again the ids of transactions that never reached the WAL, so a token from before
+-- would count a new write as seen. The same after a restore into another database or cluster. So there is an epoch: a
+-- random identity, in tokens, and a rising ordinal, in deltas. It ends when its marks are gone or do not fit.
+--
+-- The marks are UNLOGGED sequences: reset by crash recovery (also failover, and restore of a base backup), kept by a
+-- clean restart, and not transactional, so nobody waits for whoever draws. Three, read without a lock:
+--   epoch_mark   the random identity
+--   epoch_place  a hash over identity, this sequence's oid and the database's oid  (a dump restored beside or over)
+--   epoch_host   a hash over identity and the system identifier                    (a dump restored elsewhere)
+-- The drawer sets place and host to what fits the identity and sets the identity last; who reads a mixture finds that
+-- place does not fit, and goes the slow way, under a lock. The ordinal is a logged sequence, so that it rises through
+-- crashes: a delta that reached the disk was WAL-logged after the nextval that its ordinal came from.
+--
+-- Triggers look at mark and place alone (0.5 µs); reading the system identifier costs 6 µs more and is left to tokens. A
+-- trigger that so writes an ended ordinal is harmless: its xid was given out before any token of the new epoch was
+-- taken, and is either below that token's snapshot or in its in-progress list, which is compared without an epoch.
+-- What breaks it: a cold copy of the data directory, which carries the marks and the system identifier: new_epoch().
+create unlogged sequence concord_internal.epoch_mark;
+create unlogged sequence concord_internal.epoch_place;
+create unlogged sequence concord_internal.epoch_host;
+create sequence concord_internal.epoch_ordinal;
+
+create function concord_internal.epoch_place_of(mark bigint)
+returns bigint
+language plpgsql
+stable
+as $$
+begin
+  return hashint8extended('concord_internal.epoch_mark'::regclass::oid::bigint << 32
+           | (select oid from pg_database where datname = current_database())::bigint, mark) & x'7ffffffffffffffe'::bigint | 1;
+end
+$$;
+
+create function concord_internal.epoch_host_of(mark bigint)
+returns bigint
+language plpgsql
+stable
+as $$
+begin
+  return hashint8extended((select system_identifier from pg_control_system()), mark) & x'7ffffffffffffffe'::bigint | 1;
+end
+$$;
+
+create function concord_internal.draw_epoch(force boolean)
+returns void
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  gate constant bigint := hashtextextended('concord epoch', (select oid::bigint from pg_database where datname = current_database()));
+  mark bigint;
+begin
+  if pg_is_in_recovery() then
+    perform concord_internal.fail('invalid_request', null, 'a standby gives out no tokens: read and commit on the primary');
+  end if;
+  if current_setting('transaction_read_only')::boolean then
+    perform concord_internal.fail('invalid_request', null,
+      'the server restarted after a crash or a restore, and a new epoch has to be drawn first: call concord.capture() once in a transaction that is not READ ONLY');
+  end if;
+  -- A session lock, since the drawer's transaction may last; let go in every case.
+  perform pg_advisory_lock(gate);
+  begin
+    mark := pg_sequence_last_value('concord_internal.epoch_mark');
+    if force or mark is null
+       or pg_sequence_last_value('concord_internal.epoch_place') is distinct from concord_internal.epoch_place_of(mark)
+       or pg_sequence_last_value('concord_internal.epoch_host') is distinct from concord_internal.epoch_host_of(mark) then
+      mark := hashtextextended(gen_random_uuid()::text, 0) & x'7ffffffffffffffe'::bigint | 1;
+      perform nextval('concord_internal.epoch_ordinal');
+      perform setval('concord_internal.epoch_place', concord_internal.epoch_place_of(mark));
+      perform setval('concord_internal.epoch_host', concord_internal.epoch_host_of(mark));
+      perform setval('concord_internal.epoch_mark', mark);
+    end if;
+  exception when query_canceled or others then
+    perform pg_advisory_unlock(gate);
+    raise;
+  end;
+  perform pg_advisory_unlock(gate);
+end
+$$;
+
+-- The ordinal, for deltas.
+create function concord_internal.epoch()
+returns integer
+language plpgsql
+as $$
+declare
+  mark bigint := pg_sequence_last_value('concord_internal.epoch_mark');
+begin
+  if mark is null or pg_sequence_last_value('concord_internal.epoch_place') is distinct from concord_internal.epoch_place_of(mark) then
+    perform concord_internal.draw_epoch(false);
+  end if;
+  return pg_sequence_last_value('concord_internal.epoch_ordinal');
+end
+$$;
+
+-- The identity, for tokens.
+create function concord_internal.epoch_identity()
+returns bigint
+language plpgsql
+as $$
+declare
+  mark bigint := pg_sequence_last_value('concord_internal.epoch_mark');
+begin
+  if pg_is_in_recovery() then
+    perform concord_internal.fail('invalid_request', null, 'a standby gives out no tokens: read and commit on the primary');
+  end if;
+  if mark is null or pg_sequence_last_value('concord_internal.epoch_place') is distinct from concord_internal.epoch_place_of(mark)
+     or pg_sequence_last_value('concord_internal.epoch_host') is distinct from concord_internal.epoch_host_of(mark) then
+    perform concord_internal.draw_epoch(false);
+    mark := pg_sequence_last_value('concord_internal.epoch_mark');
+  end if;
+  return mark;
+end
+$$;
+
+create function concord.new_epoch()
+returns void
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  tracked regclass;
+begin
+  if not concord_internal.is_admin() then
+    perform concord_internal.fail('forbidden', null, 'only a superuser or the owner of the database may begin a new epoch');
+  end if;
+  perform concord_internal.draw_epoch(true);
+  -- Writers in flight may still log the ordinal that ended. Wait for them, one after another, without locking their tables.
+  perform concord_internal.wait_for_writers();
+end
+$$;
+comment on function concord.new_epoch() is
+  'Ends the epoch: every token given out so far is token_foreign from now on. For what SQL cannot see, a cold copy of the
+data directory: call it on the copy before anybody writes. Waits for the writers in flight, each at most lock_timeout.
+Only a superuser or the owner of the database. Errors: forbidden, contended.';
+
+-- Waits until every transaction that had an id when called has ended.
+create function concord_internal.wait_for_writers()
+returns void
+language plpgsql
+as $$
+declare
+  started constant pg_snapshot := pg_current_snapshot();
+  writer record;
+begin
+  for writer in
+    select l.transactionid from pg_locks l
+     where l.locktype = 'transactionid' and l.granted and l.mode = 'ExclusiveLock'
+       and l.transactionid is distinct from pg_current_xact_id_if_assigned()::xid
+  loop
+    while exists (select from pg_locks l where l.locktype = 'transactionid' and l.granted and l.mode = 'ExclusiveLock'
+                     and l.transactionid = writer.transactionid) loop
+      perform pg_sleep(0.01);
+    end loop;
+  end loop;
+end
+$$;
+
+select concord_internal.open_to('concord_internal.epoch_place_of(bigint)');
+select concord_internal.open_to('concord_internal.epoch_host_of(bigint)');
+select concord_internal.open_to('concord_internal.draw_epoch(boolean)');
+select concord_internal.open_to('concord_internal.epoch()');
+select concord_internal.open_to('concord_internal.epoch_identity()');
+select concord_internal.open_to('concord_internal.wait_for_writers()');
+select concord_internal.open_to('concord.new_epoch()', 'public');

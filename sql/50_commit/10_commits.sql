@@ -1,0 +1,53 @@
+-- One row for each applied commit: its receipt, its idempotency record, and which deltas are its own. The triggers know
+-- nothing of it, so there is no setting that a raw write could borrow. A delta belongs to a commit when it was written in
+-- its transaction, while it wrote, and either to a row that the commit named or beneath one (a cascade, a trigger).
+create table concord_internal.commits (
+  id uuid not null,
+  xid xid8 not null,
+  first_seq bigint not null,            -- deltas of this commit: first_seq < seq <= last_seq
+  last_seq bigint,                      -- null while the commit runs
+  depth smallint not null,              -- pg_trigger_depth() of the deltas that the commit's own statements make
+  rows bigint[] not null,               -- concord_internal.row_lock() of the rows it named
+  epoch integer not null,
+  at timestamptz not null default clock_timestamp(),
+  tenant text collate "C" not null,
+  kind text collate "C" not null,
+  actor text collate "C" not null,
+  on_behalf_of text collate "C",
+  label text,
+  idempotency_key text collate "C",
+  digest bytea,
+  receipt jsonb                         -- kept where there is an idempotency key
+);
+create index commits_xid on concord_internal.commits (xid);
+create unique index commits_idempotency on concord_internal.commits (tenant, kind, actor, idempotency_key)
+  where idempotency_key is not null;
+
+-- What notify did not apply. The author still has to resolve it.
+create table concord_internal.held (
+  commit_id uuid not null,
+  at timestamptz not null,
+  tenant text collate "C" not null,
+  model integer not null,
+  key text collate "C",                 -- null: a create without an id
+  fields text[],                        -- null: the whole row (a delete)
+  kind text collate "C" not null,
+  actor text collate "C" not null,
+  by_kind text collate "C",
+  by_actor text collate "C"
+);
+create index held_commit on concord_internal.held (commit_id);
+create index held_at on concord_internal.held (at);
+
+create function concord_internal.commit_of(d concord_internal.deltas)
+returns concord_internal.commits
+language sql
+stable
+as $$
+  select c from concord_internal.commits c
+   where c.xid = d.xid and c.epoch = d.epoch and d.seq > c.first_seq and d.seq <= c.last_seq
+     and (d.depth > c.depth or concord_internal.row_lock(d.model, d.key) = any (c.rows))
+   limit 1
+$$;
+
+select concord_internal.open_to('concord_internal.commit_of(concord_internal.deltas)');

@@ -1,0 +1,312 @@
+-- 4 judge: against the log, after the locks, each statement with a fresh snapshot.
+--
+-- For one row the deltas come in the order of its writers' commits (each held the row's lock), so what a snapshot has
+-- seen of a row is a prefix by seq: the newest delta alone says whether anything is unseen, and the boundary can be found
+-- by bisection. Neither depends on how long the row's history is. Own deltas (the token's, and those of this very
+-- transaction) may stand beyond the boundary; they are passed over one by one. Groups have no such order, and are looked
+-- up by xid.
+-- A model with a tenant column answers only for the principal's tenant: a direct call learns no more than a commit would.
+-- What breaks it: a primary key that is DEFERRABLE (track refuses it), triggers that are disabled.
+
+-- Which of these rows have a newest delta that the snapshot of t has not seen: candidates, own deltas not yet taken out.
+create function concord_internal.moved_rows(models integer[], keys text[], t concord_internal.token)
+returns integer[]
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  since constant integer := case when t.xip = '{}' then t.epoch else 0 end;
+  who constant concord.principal := concord.principal();
+begin
+  return (select array_agg(u.i::integer)
+            from unnest(models, keys) with ordinality u(model, key, i)
+            join concord_internal.models m on m.id = u.model and m.tenant in ('', who.tenant)
+           cross join lateral (
+             select d.epoch, d.xid from concord_internal.deltas d
+              where hashtextextended(d.key, d.model::bigint) = hashtextextended(u.key, u.model::bigint)
+                and d.key is not null and d.key = u.key and d.model = u.model
+                and d.epoch >= since and d.xid >= t.xmin and (m.tenant_column is null or d.tenant = who.tenant)
+              order by d.seq desc limit 1) newest
+           where newest.epoch = t.epoch and newest.xid >= t.xmax or newest.xid = any (t.xip));
+end
+$$;
+
+-- Which of these models have a whole-model delta that t has not seen.
+create function concord_internal.moved_models(models integer[], t concord_internal.token)
+returns integer[]
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return (select array_agg(distinct d.model) from concord_internal.deltas d
+           where d.key is null and d.op <> 'g' and d.model = any (models)
+             and d.epoch >= case when t.xip = '{}' then t.epoch else 0 end and d.xid >= t.xmin
+             and d.xid is distinct from pg_current_xact_id_if_assigned()
+             and not concord_internal.has_seen(t, d.epoch, d.xid, d.seq));
+end
+$$;
+
+-- One delta as an entry of a notification's "changes", with the fields that the caller may read.
+create function concord_internal.change_entry(d concord_internal.deltas, fields text[])
+returns jsonb
+language sql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  select jsonb_strip_nulls(jsonb_build_object('syncId', d.seq, 'fields', case when d.fields is not null then to_jsonb(fields) end,
+           'by', jsonb_build_object('kind', concord_internal.kind_name(d.kind), 'id', d.actor, 'onBehalfOf', d.on_behalf_of),
+           'at', d.at,
+           'label', (concord_internal.commit_of(d)).label))
+$$;
+
+-- What of one row (or of its whole model) t has not seen and `fields` rests on; null fields: everything. `wanted`: the
+-- fields whose values at the token are asked for. Null when nothing conflicts; else an object:
+--   fields (those that conflict; empty: the whole row), deleted, changes, truncated, by, base, lost (changed, value not in
+--   the log). Shows no column that the caller may not read.
+create function concord_internal.row_conflict(model integer, row_key text, fields text[], wanted text[],
+                                              t concord_internal.token)
+returns jsonb
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  since constant integer := case when t.xip = '{}' then t.epoch else 0 end;
+  me constant xid8 := pg_current_xact_id_if_assigned();
+  who constant concord.principal := concord.principal();
+  m concord_internal.models;
+  d concord_internal.deltas;
+  names text[];
+  hits text[];
+  conflicting text[] := '{}';
+  whole boolean := false;
+  newest concord_internal.deltas;
+  first_seen boolean := false;
+  low bigint := 0;
+  high bigint;
+  middle bigint;
+  changes jsonb := '[]';
+  truncated boolean := false;
+  base jsonb := '{}';
+  lost text[] := '{}';
+  done text[] := '{}';
+  old jsonb;
+  field text;
+  by_depth jsonb := '{}';
+  deleted boolean := false;
+begin
+  select * into m from concord_internal.models o where o.id = model and o.tenant in ('', who.tenant);
+  if m.id is null or not has_any_column_privilege(concord_internal.caller(), m.rel, 'select') then
+    return null;
+  end if;
+  if concord_internal.signature(m.rel) <> m.signature then
+    m.columns := concord_internal.columns_of(m.rel);
+  end if;
+  wanted := array(select f from unnest(wanted) f where m.columns ? f and has_column_privilege(concord_internal.caller(), m.rel, f, 'select'));
+
+  -- Newest first, until a delta that the snapshot has seen, or until enough is known.
+  for d in
+    select * from (
+      (select x.* from concord_internal.deltas x
+        where hashtextextended(x.key, x.model::bigint) = hashtextextended(row_key, m.id::bigint)
+          and x.key is not null and x.key = row_key and x.model = m.id and (m.tenant_column is null or x.tenant = who.tenant) and x.epoch >= since and x.xid >= t.xmin)
+      union all
+      (select x.* from concord_internal.deltas x
+        where x.key is null and x.op <> 'g' and x.model = m.id and x.epoch >= since and x.xid >= t.xmin)) u
+     order by u.seq desc
+  loop
+    if d.xid = me then
+      continue;
+    end if;
+    if not (d.epoch = t.epoch and d.xid >= t.xmax or d.xid = any (t.xip)) then
+      continue when d.key is null;
+      exit;
+    end if;
+    high := d.seq;
+    continue when concord_internal.has_seen(t, d.epoch, d.xid, d.seq);
+    names := d.fields::text[];
+    if names is not null and exists (select from unnest(names) n where not m.columns ? n) then
+      d.fields := null;  -- it names a column that is gone: what it became can't be told
+    end if;
+    if d.fields is null then
+      whole := true;
+      hits := null;
+      deleted := deleted or (newest.seq is null and d.op in ('d', 't'));
+    else
+      hits := array(select n from unnest(names) n where fields is null or n = any (fields));
+      continue when hits = '{}';
+      conflicting := conflicting || array(select h from unnest(hits) h where h <> all (conflicting));
+    end if;
+    if newest.seq is null then
+      newest := d;
+    end if;
+    if jsonb_array_length(changes) < 20 then
+      changes := changes || concord_internal.change_entry(d, array(select h from unnest(hits) h where has_column_privilege(concord_internal.caller(), m.rel, h, 'select')));
+    else
+      truncated := true;
+      exit when whole or conflicting @> fields or fields is null;
+    end if;
+  end loop;
+  if newest.seq is null then
+    return null;
+  end if;
+
+  -- The boundary: the first delta of the row that the snapshot has not seen.
+  while low < high loop
+    middle := low + (high - low) / 2;
+    select * into d from concord_internal.deltas x
+     where hashtextextended(x.key, x.model::bigint) = hashtextextended(row_key, m.id::bigint)
+       and x.key is not null and x.key = row_key and x.model = m.id and (m.tenant_column is null or x.tenant = who.tenant) and x.epoch >= since and x.xid >= t.xmin and x.seq >= middle
+     order by x.seq limit 1;
+    exit when d.seq is null;
+    if d.epoch = t.epoch and d.xid >= t.xmax or d.xid = any (t.xip) then
+      high := middle;
+      exit when d.seq = middle and middle = low;
+    else
+      low := d.seq + 1;
+    end if;
+  end loop;
+
+  -- Upwards from there: the first that changed a field holds its value at the token. A statement inside an AFTER ROW
+  -- trigger logs before the statement that caused it, so within one transaction the lower depth wins.
+  for d in
+    select x.* from concord_internal.deltas x
+     where hashtextextended(x.key, x.model::bigint) = hashtextextended(row_key, m.id::bigint)
+       and x.key is not null and x.key = row_key and x.model = m.id and (m.tenant_column is null or x.tenant = who.tenant) and x.epoch >= since and x.xid >= t.xmin and x.seq >= low
+     order by x.seq
+  loop
+    exit when done @> wanted and by_depth->>'xid' is distinct from d.xid::text;
+    continue when d.xid = me or concord_internal.has_seen(t, d.epoch, d.xid, d.seq);
+    old := d.before::jsonb;
+    names := d.fields::text[];
+    for field in select f from unnest(wanted) f where names is null or f = any (names) loop
+      if field <> all (done) or (by_depth->>'xid' = d.xid::text and d.depth < coalesce((by_depth->>field)::integer, 0)) then
+        done := done || field;
+        by_depth := by_depth || jsonb_build_object('xid', d.xid::text, field, d.depth);
+        lost := array_remove(lost, field);
+        if old ? field then
+          base := base || jsonb_build_object(field, old->field);
+        else
+          lost := lost || field;
+          base := base - field;
+        end if;
+      end if;
+    end loop;
+  end loop;
+  if whole and not done @> wanted then  -- a whole-model change holds no values
+    lost := lost || array(select f from unnest(wanted) f where f <> all (done));
+  end if;
+
+  return jsonb_build_object(
+    'fields', case when whole then '[]'::jsonb
+                   else to_jsonb(array(select f from unnest(conflicting) f where has_column_privilege(concord_internal.caller(), m.rel, f, 'select') order by f)) end,
+    'whole', whole, 'deleted', deleted, 'changes', changes, 'truncated', truncated, 'base', base, 'lost', to_jsonb(lost),
+    'seq', newest.seq,
+    'by', jsonb_strip_nulls(jsonb_build_object('kind', concord_internal.kind_name(newest.kind), 'id', newest.actor, 'onBehalfOf', newest.on_behalf_of)));
+end
+$$;
+
+-- The same for a group, seen by the principal's tenant and over shared models.
+create function concord_internal.group_conflict(grp text, t concord_internal.token)
+returns jsonb
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  who constant concord.principal := concord.principal();
+  since constant integer := case when t.xip = '{}' then t.epoch else 0 end;
+  me constant xid8 := pg_current_xact_id_if_assigned();
+  d concord_internal.deltas;
+  newest concord_internal.deltas;
+  owner text;
+  changes jsonb := '[]';
+  truncated boolean := false;
+begin
+  foreach owner in array array[who.tenant, ''] loop
+    for d in
+      select x.* from concord_internal.deltas x
+       where hashtextextended(x.grp, hashtextextended(x.tenant, 0)) = hashtextextended(group_conflict.grp, hashtextextended(owner, 0))
+         and x.grp is not null and x.grp = group_conflict.grp and x.tenant = owner
+         and x.epoch = t.epoch and x.xid >= t.xmax
+       order by x.xid desc
+    loop
+      continue when d.xid = me or concord_internal.has_seen(t, d.epoch, d.xid, d.seq);
+      truncated := jsonb_array_length(changes) >= 20;
+      exit when truncated;
+      if newest.seq is null or d.seq > newest.seq then
+        newest := d;
+      end if;
+      changes := changes || concord_internal.change_entry(d, '{}');
+    end loop;
+    if t.xip <> '{}' and not truncated then
+      for d in
+        select x.* from concord_internal.deltas x
+         where hashtextextended(x.grp, hashtextextended(x.tenant, 0)) = hashtextextended(group_conflict.grp, hashtextextended(owner, 0))
+           and x.grp is not null and x.grp = group_conflict.grp and x.tenant = owner
+           and x.epoch >= since and x.xid = any (t.xip)
+      loop
+        continue when d.xid = me or concord_internal.has_seen(t, d.epoch, d.xid, d.seq);
+        truncated := jsonb_array_length(changes) >= 20;
+        exit when truncated;
+        if newest.seq is null or d.seq > newest.seq then
+          newest := d;
+        end if;
+        changes := changes || concord_internal.change_entry(d, '{}');
+      end loop;
+    end if;
+  end loop;
+  -- A whole-model change counts for every group that the model's rows may be in.
+  for d in
+    select x.* from concord_internal.deltas x
+      join concord_internal.models m on m.id = x.model
+     where x.key is null and x.op <> 'g' and x.epoch >= since and x.xid >= t.xmin
+       and m.tenant in (who.tenant, '')
+       and exists (select from unnest(m.groups) g where split_part(g, ':', 1) = split_part(group_conflict.grp, ':', 1))
+     order by x.seq desc limit 20
+  loop
+    continue when d.xid = me or concord_internal.has_seen(t, d.epoch, d.xid, d.seq);
+    if newest.seq is null or d.seq > newest.seq then
+      newest := d;
+    end if;
+    changes := changes || concord_internal.change_entry(d, '{}');
+  end loop;
+  if newest.seq is null then
+    return null;
+  end if;
+  return jsonb_build_object('fields', '[]'::jsonb, 'whole', true, 'deleted', false,
+    'changes', (select jsonb_agg(jsonb_set(c, '{fields}', '[]') order by (c->>'syncId')::bigint desc) from (select c from jsonb_array_elements(changes) c order by (c->>'syncId')::bigint desc limit 20) s),
+    'truncated', truncated, 'base', '{}'::jsonb, 'lost', '[]'::jsonb, 'seq', newest.seq,
+    'by', jsonb_strip_nulls(jsonb_build_object('kind', concord_internal.kind_name(newest.kind), 'id', newest.actor, 'onBehalfOf', newest.on_behalf_of)));
+end
+$$;
+
+-- Does t know which rows this group holds? Not when a model of the kind came, went or changed since, or is paused.
+create function concord_internal.knows_group(grp text, t concord_internal.token)
+returns boolean
+language plpgsql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  who constant concord.principal := concord.principal();
+begin
+  return not exists (select from concord_internal.group_horizons h
+                      where h.kind = split_part(grp, ':', 1) and h.tenant in (who.tenant, '')
+                        and not concord_internal.has_seen(t, h.epoch, h.xid, 0))
+     and not exists (select from concord_internal.models m
+                      where m.paused and m.tenant in (who.tenant, '')
+                        and exists (select from unnest(m.groups) g where split_part(g, ':', 1) = split_part(grp, ':', 1)));
+end
+$$;
+
+select concord_internal.open_to('concord_internal.moved_rows(integer[],text[],concord_internal.token)', 'concord_app');
+select concord_internal.open_to('concord_internal.moved_models(integer[],concord_internal.token)', 'concord_app');
+select concord_internal.open_to('concord_internal.change_entry(concord_internal.deltas,text[])');
+select concord_internal.open_to('concord_internal.row_conflict(integer,text,text[],text[],concord_internal.token)', 'concord_app');
+select concord_internal.open_to('concord_internal.group_conflict(text,concord_internal.token)', 'concord_app');
+select concord_internal.open_to('concord_internal.knows_group(text,concord_internal.token)', 'concord_app');

@@ -1,0 +1,293 @@
+-- Judging a whole request, as the caller: precedence is existence, "where", staleness, each in request order.
+
+create function concord_internal.notification(place jsonb, model text, id text, token text, observed text, conflict jsonb,
+                                              current_values jsonb, proposed jsonb)
+returns jsonb
+language sql
+immutable
+as $$
+  select jsonb_build_object('object', 'stale_notification') || place || jsonb_build_object(
+    'model', model, 'id', id, 'readAt', token, 'observedAt', observed,
+    'conflictingFields', conflict->'fields', 'currentValues', current_values,
+    'baseValues', (coalesce(current_values, '{}') - array(select jsonb_array_elements_text(conflict->'lost'))) || (conflict->'base'),
+    'proposedValues', proposed, 'writtenBy', conflict->'by', 'deleted', conflict->'deleted',
+    'changes', conflict->'changes', 'changesTruncated', conflict->'truncated')
+$$;
+
+-- Tokens and the models they are used on. Returns a refusal or null; fills in the parsed tokens, text by text.
+create function concord_internal.judge_tokens(r concord_internal.request, given jsonb, models concord_internal.models[],
+  out refusal jsonb, out texts text[], out tokens concord_internal.token[])
+language plpgsql
+as $$
+declare
+  used record;
+  t concord_internal.token;
+  m concord_internal.models;
+begin
+  texts := '{}';
+  tokens := '{}';
+  for used in
+    select min(i) as i, u.token, u.m, u.grp, max(u.premise) as premise, min(u.n) as n from (
+      select row_number() over () as i, o.token, o.m, null as grp, 0 as premise, o.n from unnest(r.operations) o where o.token is not null
+      union all
+      select 10000 + p.n, p.token, p.m, p.grp, 1, p.n from unnest(r.premises) p) u
+     group by u.token, u.m, u.grp order by 1
+  loop
+    if array_position(texts, used.token) is null then
+      t := concord_internal.parse_token(used.token);
+      if t.problem is not null then
+        refusal := concord_internal.refusal(t.problem, case
+          when given #> array[case used.premise when 1 then 'reads' else 'operations' end, used.n::text, 'readAt'] is null then 'readAt'
+          else format('%s[%s].readAt', case used.premise when 1 then 'reads' else 'operations' end, used.n) end);
+        return;
+      end if;
+      texts := texts || used.token;
+      tokens := tokens || t;
+    else
+      t := tokens[array_position(texts, used.token)];
+    end if;
+    if used.m is not null then
+      m := models[used.m];
+      if m.paused or m.id is null or not concord_internal.has_seen(t, m.horizon_epoch, m.horizon_xid, 0) then
+        refusal := concord_internal.refusal('model_changed',
+          format('%s[%s]', case used.premise when 1 then 'reads' else 'operations' end, used.n), null, jsonb_build_object('model', r.model_names[used.m]));
+        return;
+      end if;
+    elsif not concord_internal.knows_group(used.grp, t) then
+      refusal := concord_internal.refusal('model_changed', format('reads[%s].group', used.n));
+      return;
+    end if;
+  end loop;
+end
+$$;
+
+-- Existence, in operation order: what an earlier operation of the batch does to a row counts. A target that is not there is
+-- left to the staleness check when it is guarded: it may have been deleted since the token. Returns position and code.
+create function concord_internal.first_missing(r concord_internal.request, models concord_internal.models[], present text[], tenant text,
+                                               out n integer, out code text, out absent integer[])
+language plpgsql
+as $$
+declare
+  o record;
+  there boolean;
+begin
+  absent := '{}';
+  if cardinality(present) = cardinality(r.operations) then
+    return;  -- each target was locked, and they are distinct: `present` holds a row once
+  end if;
+  for o in
+    select u.n, u.type, u.m, u.key, u.token, u.mode, lag(u.type) over (partition by u.m, u.key order by u.n) as earlier,
+           (u.m || ' ' || u.key) = any (present) as locked
+      from unnest(r.operations) u where u.key is not null and u.ref is null order by u.n
+  loop
+    there := case when o.earlier is not null then o.earlier <> 'delete'
+                  when o.type = 'create' then concord_internal.row_values(models[o.m], o.key, '{}', tenant) is not null
+                  else o.locked end;
+    if o.type = 'create' and there then
+      n := o.n; code := 'already_exists'; return;
+    elsif o.type <> 'create' and not there then
+      if o.earlier is not null or o.token is null or o.mode = 'overwrite' then
+        n := o.n; code := 'not_found'; return;
+      end if;
+      absent := absent || o.n;
+    end if;
+  end loop;
+end
+$$;
+
+create function concord_internal.judge_request(inout r concord_internal.request, models concord_internal.models[], present text[],
+  texts text[], tokens concord_internal.token[], kind text, tenant text, inout notifications jsonb default '[]')
+language plpgsql
+as $$
+declare
+  o concord_internal.operation;
+  p concord_internal.premise;
+  m concord_internal.models;
+  t concord_internal.token;
+  operations concord_internal.operation[] := r.operations;
+  missing record;
+  moved text[] := '{}';        -- 'o 3', 'r 0': positions whose newest delta is unseen
+  whole integer[];
+  candidate record;
+  observed text;
+  conflict jsonb;
+  current_values jsonb;
+  proposed jsonb;
+  base jsonb;
+  wanted text[];
+  rejected boolean := false;
+  hold_all boolean := false;
+  first_param text;
+  i integer;
+begin
+  select * into missing from concord_internal.first_missing(r, models, present, tenant);
+  if missing.code is not null then
+    r.refusal := concord_internal.refusal(missing.code, format('operations[%s].id', missing.n));
+    return;
+  end if;
+  foreach o in array operations loop
+    if o.condition is not null and o.n <> all (missing.absent)
+       and not concord_internal.row_matches(models[o.m], o.key, o.condition, tenant) then
+      r.refusal := concord_internal.refusal('precondition_failed', format('operations[%s].where', o.n));
+      return;
+    end if;
+  end loop;
+
+  -- Candidates, a set for each token.
+  for i in 1 .. cardinality(texts) loop
+    t := tokens[i];
+    for candidate in
+      select array_agg(c.place order by c.place) as places, array_agg(c.model order by c.place) as models, array_agg(c.key order by c.place) as keys
+        from (select 'o ' || u.n as place, (models[u.m]).id as model, u.key from unnest(operations) u
+               where u.token = texts[i] and u.mode is distinct from 'overwrite' and u.key is not null and u.ref is null
+              union all
+              select 'r ' || u.n, (models[u.m]).id, u.key from unnest(r.premises) u where u.token = texts[i] and u.key is not null) c
+      having count(*) > 0
+    loop
+      moved := moved || array(select candidate.places[x] from unnest(concord_internal.moved_rows(candidate.models, candidate.keys, t)) x);
+      whole := concord_internal.moved_models(candidate.models, t);
+      if whole is not null then
+        moved := moved || array(select x.place from unnest(candidate.places, candidate.models) x(place, model) where x.model = any (whole));
+      end if;
+    end loop;
+  end loop;
+
+  -- Premises: a stale one applies its mode to the whole batch.
+  foreach p in array r.premises loop
+    p.mode := coalesce(p.mode, (models[p.m]).on_stale->>kind, 'reject');
+    t := tokens[array_position(texts, p.token)];
+    conflict := null;
+    if p.grp is not null then
+      conflict := concord_internal.group_conflict(p.grp, t);
+      if conflict is not null then
+        observed := coalesce(observed, concord_internal.observed_now());
+        conflict := concord_internal.notification(jsonb_build_object('read', p.n, 'group', p.grp), p.grp, p.grp, p.token, observed, conflict, null, null)
+                    - array['currentValues', 'baseValues', 'proposedValues'] || '{"currentValues": {}, "baseValues": {}, "proposedValues": {}}';
+      end if;
+    else
+      m := models[p.m];
+      current_values := concord_internal.row_values(m, p.key, coalesce(p.fields, '{}'), tenant);
+      if 'r ' || p.n = any (moved) then
+        wanted := coalesce(p.fields, array(select jsonb_object_keys(m.columns)));
+        conflict := concord_internal.row_conflict(m.id, p.key, p.fields, wanted, t);
+      end if;
+      if conflict is null and p.absent and current_values is not null then
+        conflict := '{"fields": [], "deleted": false, "changes": [], "truncated": false, "base": {}, "lost": [], "by": null}';
+      elsif conflict is null and not p.absent and current_values is null then
+        r.refusal := concord_internal.refusal('not_found', format('reads[%s].id', p.n));
+        return;
+      end if;
+      if conflict is not null then
+        observed := coalesce(observed, concord_internal.observed_now());
+        conflict := concord_internal.notification(jsonb_build_object('read', p.n), p.model, p.key, p.token, observed, conflict,
+          case when current_values is not null then concord_internal.row_values(m, p.key, wanted, tenant) end, '{}')
+          || case when current_values is null then '{"deleted": true}'::jsonb else '{}' end;
+      end if;
+    end if;
+    if conflict is not null and p.mode <> 'overwrite' then
+      notifications := notifications || conflict;
+      rejected := rejected or p.mode = 'reject';
+      hold_all := true;
+      first_param := coalesce(first_param, format('reads[%s]', p.n));
+    end if;
+  end loop;
+
+  foreach o in array operations loop
+    if o.type = 'create' or o.ref is not null or (o.token is null and not o.only_changed) then
+      continue when not hold_all;
+    end if;
+    if o.token is not null then
+      o.mode := coalesce(o.mode, (models[o.m]).on_stale->>kind, 'reject');
+      t := tokens[array_position(texts, o.token)];
+    end if;
+    m := models[o.m];
+    conflict := null;
+    current_values := null;
+    if 'o ' || o.n = any (moved) and (o.mode <> 'overwrite' or o.only_changed) then
+      wanted := coalesce(o.fields, array(select jsonb_object_keys(m.columns)));
+      conflict := concord_internal.row_conflict(m.id, o.key, o.fields, wanted, t);
+    end if;
+    if (conflict is not null or o.only_changed) and o.n <> all (missing.absent) then
+      current_values := concord_internal.row_values(m, o.key, coalesce(o.fields, wanted), tenant);
+    end if;
+    if o.only_changed and current_values is not null and not o.refs then
+      -- Equal to the value at the token: not a write. What the log does not hold counts as written.
+      proposed := concord_internal.typed_values(m, o.data);
+      base := (current_values - array(select jsonb_array_elements_text(conflict->'lost'))) || coalesce(conflict->'base', '{}');
+      o.fields := array(select f from unnest(o.fields) f where not base ? f or (base->f)::text <> (proposed->f)::text);
+      o.data := (select coalesce(jsonb_object_agg(f, o.data->f), '{}') from unnest(o.fields) f);
+      if o.fields = '{}' then
+        o.outcome := 'unchanged';
+        conflict := null;
+      elsif conflict is not null and conflict->'fields' <> '[]' then
+        conflict := conflict || jsonb_build_object('fields',
+          (select coalesce(jsonb_agg(f), '[]') from jsonb_array_elements_text(conflict->'fields') f where f = any (o.fields)));
+        conflict := case when conflict->'fields' <> '[]' then conflict end;
+      end if;
+    end if;
+    if conflict is not null and o.type = 'update' and current_values is not null and not o.refs then
+      -- Writing what is there already is no conflict.
+      proposed := concord_internal.typed_values(m, o.data);
+      conflict := conflict || jsonb_build_object('fields',
+        (select coalesce(jsonb_agg(f), '[]') from jsonb_array_elements_text(conflict->'fields') f
+          where not current_values ? f or (current_values->f)::text <> (proposed->f)::text));
+      if not (conflict->>'whole')::boolean and conflict->'fields' = '[]'
+         or not exists (select from unnest(o.fields) f where not current_values ? f or (current_values->f)::text <> (proposed->f)::text) then
+        conflict := null;
+      end if;
+    end if;
+    if o.mode = 'overwrite' then
+      conflict := null;
+    end if;
+    if conflict is null and o.n = any (missing.absent) then
+      r.refusal := concord_internal.refusal('not_found', format('operations[%s].id', o.n));
+      return;
+    end if;
+    if conflict is not null then
+      observed := coalesce(observed, concord_internal.observed_now());
+      o.conflict := concord_internal.notification(jsonb_build_object('index', o.n), o.model, o.key, o.token, observed, conflict,
+        case when o.fields is not null and current_values is not null
+             then (select coalesce(jsonb_object_agg(k, v), '{}') from jsonb_each(current_values) e(k, v) where k = any (o.fields))
+             else current_values end,
+        coalesce(o.data, '{}'));
+      if o.fields is not null then
+        o.conflict := o.conflict || jsonb_build_object('baseValues',
+          (select coalesce(jsonb_object_agg(k, v), '{}') from jsonb_each(o.conflict->'baseValues') e(k, v) where k = any (o.fields)));
+      end if;
+      if o.n = any (missing.absent) then
+        o.conflict := o.conflict || '{"deleted": true, "currentValues": null}';
+      end if;
+      notifications := notifications || o.conflict;
+      o.conflict := o.conflict || jsonb_build_object('seq', conflict->'seq');
+      o.outcome := 'held';
+      rejected := rejected or o.mode = 'reject';
+      first_param := coalesce(first_param, format('operations[%s]', o.n));
+    end if;
+    if hold_all then
+      o.outcome := 'held';
+    end if;
+    operations[o.n + 1] := o;
+  end loop;
+  r.operations := operations;
+  if rejected then
+    r.refusal := concord_internal.refusal('stale_context', first_param, null, jsonb_build_object('notifications', notifications));
+  end if;
+end
+$$;
+
+-- The token of a notification: what this statement sees, after the locks. VOLATILE for the fresh snapshot.
+create function concord_internal.observed_now()
+returns text
+language plpgsql
+volatile
+as $$
+begin
+  return concord.capture();
+end
+$$;
+
+select concord_internal.open_to('concord_internal.notification(jsonb,text,text,text,text,jsonb,jsonb,jsonb)', 'concord_app');
+select concord_internal.open_to('concord_internal.judge_tokens(concord_internal.request,jsonb,concord_internal.models[])', 'concord_app');
+select concord_internal.open_to('concord_internal.first_missing(concord_internal.request,concord_internal.models[],text[],text)', 'concord_app');
+select concord_internal.open_to('concord_internal.judge_request(concord_internal.request,concord_internal.models[],text[],text[],concord_internal.token[],text,text,jsonb)', 'concord_app');
+select concord_internal.open_to('concord_internal.observed_now()', 'concord_app');

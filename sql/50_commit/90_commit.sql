@@ -1,0 +1,248 @@
+-- The story of a commit: parse, resolve, lock, judge, write, record, answer. All as the caller; no search_path of its own,
+-- since the user's triggers must find theirs.
+create function concord_internal.run_commit(given jsonb)
+returns jsonb
+language plpgsql
+as $$
+declare
+  r concord_internal.request;
+  who concord.principal;
+  models concord_internal.models[];
+  refusal jsonb;
+  texts text[];
+  tokens concord_internal.token[];
+  seen concord_internal.token;
+  present text[];
+  verdict record;
+  notifications jsonb;
+  digest bytea;
+  was_timeout constant text := current_setting('lock_timeout');
+  was_committing constant text := coalesce(current_setting('concord.committing', true), '');
+  commit_id uuid;
+  before_seq bigint;
+  after_seq bigint;
+  receipt jsonb;
+  o concord_internal.operation;
+  i integer;
+begin
+  -- shape
+  if current_setting('transaction_isolation') <> 'read committed' then
+    return concord_internal.refusal('invalid_request', 'isolation',
+      'commit needs READ COMMITTED: in a fixed snapshot it could not see what it has to judge');
+  elsif current_setting('transaction_read_only')::boolean then
+    return concord_internal.refusal('invalid_request', 'isolation', 'commit needs a transaction that may write');
+  end if;
+  r := concord_internal.parse_request(given);
+  if r.refusal is not null then
+    return r.refusal;
+  end if;
+
+  -- identity
+  who := concord.principal();
+  if who.id is null then
+    return concord_internal.refusal('unauthenticated');
+  end if;
+
+  -- idempotency
+  if r.idempotency_key is not null then
+    digest := sha256(convert_to(given::text, 'UTF8'));
+    receipt := concord_internal.replay(r.idempotency_key, digest);
+    if receipt is not null then
+      return receipt;
+    end if;
+  end if;
+
+  -- models, columns, ids, values
+  models := concord_internal.models_named(r.model_names, who.tenant);
+  for i in 1 .. cardinality(models) loop
+    if (models[i]).id is null then
+      return concord_internal.refusal('model_unknown',
+        (select p from (select u.n, format('operations[%s].model', u.n) as p from unnest(r.operations) u where u.m = i
+                        union all select 10000 + u.n, format('reads[%s].model', u.n) from unnest(r.premises) u where u.m = i) x order by x.n limit 1),
+        null, jsonb_build_object('model', r.model_names[i]));
+    end if;
+    models[i] := concord_internal.live_model(models[i]);
+    if (models[i]).id is null then
+      return concord_internal.refusal('model_changed', null, null, jsonb_build_object('model', r.model_names[i]));
+    end if;
+  end loop;
+  r := concord_internal.resolve_request(r, models);
+  if r.refusal is not null then
+    return r.refusal;
+  end if;
+
+  -- token
+  select * into refusal, texts, tokens from concord_internal.judge_tokens(r, given, models);
+  if refusal is not null then
+    return refusal;
+  end if;
+
+  -- lock: waits are bounded; the caller's own bound comes back, set_config would keep ours for its whole transaction
+  perform set_config('lock_timeout', concord_internal.setting('lock_timeout'), true);
+  present := concord_internal.lock_request(r, models, who.tenant);
+
+  -- judge
+  select * into verdict from concord_internal.judge_request(r, models, present, texts, tokens, who.kind, who.tenant);
+  r := verdict.r;
+  notifications := verdict.notifications;
+  if r.refusal is not null then
+    perform set_config('lock_timeout', was_timeout, true);
+    return r.refusal;
+  end if;
+  -- what the answer's token has seen: no more than the request's tokens, or this moment
+  if cardinality(tokens) = 0 then
+    seen := concord_internal.parse_token(concord_internal.observed_now());
+  else
+    seen := tokens[1];
+    for i in 2 .. cardinality(tokens) loop
+      seen := concord_internal.intersect_tokens(seen, tokens[i]);
+    end loop;
+  end if;
+
+  -- write
+  commit_id := concord_internal.open_commit(
+    array(select concord_internal.row_lock((models[u.m]).id, u.key) from unnest(r.operations) u where u.outcome is null and u.key is not null), r.label);
+  before_seq := concord_internal.last_delta_seq();
+  perform set_config('concord.committing', '1', true);
+  r := concord_internal.write_request(r, models, who.tenant);
+  perform set_config('concord.committing', was_committing, true);
+  after_seq := concord_internal.last_delta_seq();
+
+  -- answer
+  receipt := concord_internal.answer(r, models, commit_id, notifications, seen, before_seq, after_seq, who.tenant);
+  perform concord_internal.close_commit(commit_id,
+    array(select (models[u.m]).id from unnest(r.operations) u where u.type = 'create' and u.id is null and u.outcome = 'applied' order by u.n),
+    array(select u.key from unnest(r.operations) u where u.type = 'create' and u.id is null and u.outcome = 'applied' order by u.n),
+    r.idempotency_key, digest, receipt,
+    case when (receipt->>'held')::integer > 0 then
+      (select jsonb_agg(jsonb_build_object('model', (models[u.m]).id, 'id', u.key, 'fields', u.fields, 'seq', u.conflict->'seq'))
+         from unnest(r.operations) u where u.outcome = 'held') end);
+  perform set_config('lock_timeout', was_timeout, true);
+  return receipt;
+end
+$$;
+
+create function concord_internal.answer(r concord_internal.request, models concord_internal.models[], commit_id uuid, notifications jsonb,
+  seen concord_internal.token, before_seq bigint, after_seq bigint, tenant text)
+returns jsonb
+language plpgsql
+as $$
+declare
+  wrote constant boolean := exists (select from unnest(r.operations) u where u.outcome = 'applied');
+  drew constant boolean := wrote and after_seq > before_seq;
+begin
+  return jsonb_build_object(
+    'object', 'commit_receipt', 'id', commit_id, 'status', 'confirmed', 'replayed', false,
+    'syncId', case when drew then after_seq end,
+    'readAt', concord_internal.extend_token(seen, case when drew then pg_current_xact_id() end, after_seq),
+    'applied', (select count(*) from unnest(r.operations) u where u.outcome = 'applied'),
+    'held', (select count(*) from unnest(r.operations) u where u.outcome = 'held'),
+    'unchanged', (select count(*) from unnest(r.operations) u where u.outcome = 'unchanged'),
+    'operations', (select jsonb_agg(jsonb_strip_nulls(jsonb_build_object('index', u.n, 'outcome', u.outcome,
+                                      'id', case when u.outcome <> 'held' or u.key is not null then u.key end, 'transactionId', u.transaction_id))
+                                    || case when r.want_rows and u.outcome = 'applied' and u.type <> 'delete'
+                                            then jsonb_build_object('data', concord_internal.row_values(models[u.m], u.key,
+                                                   array(select jsonb_object_keys((models[u.m]).columns)), tenant))
+                                            else '{}' end order by u.n)
+                     from unnest(r.operations) u),
+    'notifications', coalesce(notifications, '[]'));
+end
+$$;
+
+create function concord.try_commit(request jsonb)
+returns jsonb
+language plpgsql
+as $$
+declare
+  answer constant jsonb := concord_internal.run_commit(request);
+begin
+  if answer ? 'object' then
+    return answer;
+  end if;
+  return jsonb_build_object('object', 'commit_receipt', 'id', null, 'status', 'rejected', 'replayed', false, 'syncId', null,
+    'readAt', null, 'applied', 0, 'held', 0, 'unchanged', 0, 'operations', '[]'::jsonb, 'notifications', '[]'::jsonb, 'error', answer);
+end
+$$;
+comment on function concord.try_commit(jsonb) is
+  'As concord.commit, but what is refused before writing is a receipt with status "rejected" and "error", so that the
+caller''s transaction goes on. What fails while writing (constraints, policies) is still raised as Postgres raises it.';
+
+create function concord.commit(request jsonb)
+returns jsonb
+language plpgsql
+as $$
+declare
+  answer constant jsonb := concord_internal.run_commit(request);
+begin
+  if not answer ? 'object' then
+    perform concord_internal.raise_refusal(answer);
+  end if;
+  return answer;
+end
+$$;
+comment on function concord.commit(jsonb) is
+  'Applies a batch of operations in the caller''s transaction, judged against everything its author had read (readAt) and
+declared (reads). Returns a receipt; refusals are exceptions with DETAIL as JSON. See docs/reference.md for both shapes.
+READ COMMITTED only. Waits at most lock_timeout. Errors: every code of docs/errors.md, and contended (40P01, 40001, 55P03).';
+
+create function concord.read(model text, id text)
+returns jsonb
+language plpgsql
+stable
+as $$
+declare
+  who constant concord.principal := concord.principal();
+  m concord_internal.models;
+begin
+  if model is null or id is null then
+    perform concord_internal.fail('invalid_request', case when model is null then 'model' else 'id' end, 'may not be null');
+  end if;
+  m := (concord_internal.models_named(array[model], coalesce(who.tenant, '')))[1];
+  if m.id is null then
+    perform concord_internal.fail('model_unknown', 'model', null, jsonb_build_object('model', model));
+  end if;
+  m := concord_internal.readable_model(m);
+  return jsonb_build_object('readAt', concord.capture(), 'data',
+    concord_internal.row_values(m, concord_internal.canonical_id(m, id), array(select jsonb_object_keys(m.columns)), coalesce(who.tenant, '')));
+end
+$$;
+comment on function concord.read(text, text) is
+  'One row and the token it was read under, from one snapshot: {"data": row or null, "readAt": token}. The row has the columns
+that the caller may select; null when there is no such row, or none for the caller. Values as in notifications: JSON of
+built-in types, the output text of others. Errors: model_unknown, invalid_request (an id of the wrong shape).';
+
+-- The model over its live columns, drifted or not: reading compares nothing.
+create function concord_internal.readable_model(m concord_internal.models)
+returns concord_internal.models
+language plpgsql
+stable
+as $$
+begin
+  if concord_internal.signature(m.rel) <> m.signature then
+    m.columns := concord_internal.columns_of(m.rel);
+    m.key_columns := concord_internal.key_columns_of(m.rel);
+  end if;
+  return m;
+end
+$$;
+
+-- A row id given as text: the key's text, or a JSON object of a composite key.
+create function concord_internal.canonical_id(m concord_internal.models, id text)
+returns text
+language plpgsql
+stable
+as $$
+begin
+  return concord_internal.canonical_key(m, to_jsonb(id));
+exception when data_exception or integrity_constraint_violation or undefined_object then
+  perform concord_internal.fail('invalid_request', 'id', sqlerrm);
+end
+$$;
+
+select concord_internal.open_to('concord_internal.run_commit(jsonb)', 'concord_app');
+select concord_internal.open_to('concord_internal.answer(concord_internal.request,concord_internal.models[],uuid,jsonb,concord_internal.token,bigint,bigint,text)', 'concord_app');
+select concord_internal.open_to('concord.try_commit(jsonb)', 'concord_app');
+select concord_internal.open_to('concord.commit(jsonb)', 'concord_app');
+select concord_internal.open_to('concord.read(text,text)', 'concord_app');
+select concord_internal.open_to('concord_internal.readable_model(concord_internal.models)', 'concord_app');
+select concord_internal.open_to('concord_internal.canonical_id(concord_internal.models,text)', 'concord_app');

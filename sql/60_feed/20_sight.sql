@@ -1,0 +1,127 @@
+-- What the caller may see of a model's deltas, from the rights it has at this moment. The log is read by definers, so
+-- nothing but this stands between it and the caller:
+--   rights    as a SELECT would need them: USAGE on the schema, SELECT on the table or on columns. Columns that it may not
+--             select vanish from fields and before. Without the key's columns it sees nothing, since the id is the key;
+--             without a column of a group template, no groups.
+--   tenants   deltas of the principal's tenant, and of nobody ('') where the model is shared. Who owns the table sees all.
+--             A change of the whole model belongs to no tenant and shows no row: whoever may select sees it.
+--   policies  where row-level security binds the caller, the log can't tell which rows it would be shown: policies judge
+--             rows that are there, the log has rows as they were, and no definer may read the user's table. So it sees
+--             only what the acting principal wrote itself, and no old values.
+--   secrets   fields that are secret now are named, and their values not shown, even if they were logged before.
+create type concord_internal.sight as (
+  model integer,
+  name text,
+  all_tenants boolean,
+  shared boolean,
+  own_only boolean,           -- row-level security binds the caller
+  fields text[],              -- null: all, also of columns that are gone
+  valued text[],              -- fields whose old values may be shown; null: all
+  groups boolean
+);
+
+create function concord_internal.sight(model integer)
+returns concord_internal.sight
+language plpgsql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  who constant name := concord_internal.caller();
+  m concord_internal.models;
+  class pg_class;
+  columns text[];
+  s concord_internal.sight;
+begin
+  select * into m from concord_internal.models o where o.id = sight.model;
+  select * into class from pg_class where oid = m.rel;
+  if class.oid is null or not has_schema_privilege(who, class.relnamespace, 'usage') then
+    return null;
+  end if;
+  columns := array(select attname from pg_attribute a
+                    where a.attrelid = class.oid and a.attnum > 0 and not a.attisdropped
+                      and has_column_privilege(who, class.oid, a.attnum, 'select'));
+  if not columns @> m.key_columns::text[] then
+    return null;
+  end if;
+  s.model := m.id;
+  s.name := m.name;
+  s.all_tenants := pg_has_role(who, class.relowner, 'usage');
+  s.shared := m.tenant = '' and m.tenant_column is null;
+  s.own_only := class.relrowsecurity and not (s.all_tenants and not class.relforcerowsecurity)
+                and not (select rolsuper or rolbypassrls from pg_roles where rolname = who);
+  if not has_table_privilege(who, class.oid, 'select') then
+    s.fields := columns;
+  end if;
+  if s.own_only then
+    s.valued := '{}';
+  elsif m.secret_fields <> '{}' then  -- a name that is no column now may be a secret one's former name
+    s.valued := array(select c from unnest(columns) c where c <> all (m.secret_fields::text[]));
+  else
+    s.valued := s.fields;
+  end if;
+  s.groups := not exists (select from unnest(m.groups) g, regexp_matches(g, '\{([^}]*)\}', 'g') c where c[1] <> all (columns));
+  return s;
+end
+$$;
+
+-- The delta as the caller may see it; null where it may not.
+create function concord_internal.shown(d concord_internal.deltas, s concord_internal.sight, who concord.principal)
+returns concord.change
+language plpgsql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  c concord.change;
+  mine concord_internal.commits;
+begin
+  if s.model is null or d.op = 'g' then
+    return null;
+  end if;
+  if d.key is not null then
+    if not (s.all_tenants or d.tenant = who.tenant or (d.tenant = '' and s.shared)) then
+      return null;
+    elsif s.own_only and (d.tenant not in (who.tenant, '') or d.actor <> who.id or concord_internal.kind_name(d.kind) <> who.kind)
+          is not false then
+      return null;
+    end if;
+  end if;
+  if d.fields is not null then
+    c.fields := d.fields::text[];
+    if s.fields is not null then
+      c.fields := array(select f from unnest(c.fields) f where f = any (s.fields));
+      if c.fields = '{}' then
+        return null;
+      end if;
+    end if;
+  end if;
+  if d.before is not null and s.valued is distinct from '{}' then
+    c.before := d.before;
+    if s.valued is not null then
+      c.before := (select coalesce(jsonb_object_agg(key, value), '{}') from jsonb_each(c.before) where key = any (s.valued));
+    end if;
+  end if;
+  if s.groups then
+    c.groups := coalesce(d.groups::text[], array_remove(array[d.grp], null));
+  end if;
+  mine := concord_internal.commit_of(d);
+  c.sync_id := d.seq;
+  c.model := s.name;
+  c.id := d.key;
+  c.op := case d.op when 'c' then 'create' when 'u' then 'update' when 'd' then 'delete' when 't' then 'truncate' end;
+  c.tenant := d.tenant;
+  c.kind := concord_internal.kind_name(d.kind);
+  c.actor := d.actor;
+  c.on_behalf_of := d.on_behalf_of;
+  c.label := mine.label;
+  c.commit_id := mine.id;
+  c.at := d.at;
+  return c;
+end
+$$;
+
+select concord_internal.open_to('concord_internal.sight(integer)');
+select concord_internal.open_to('concord_internal.shown(concord_internal.deltas,concord_internal.sight,concord.principal)');
