@@ -5,6 +5,7 @@ returns name
 language plpgsql
 stable
 parallel safe
+set search_path = pg_catalog, pg_temp
 as $$
 begin
   if current_setting('role') = 'none' then

@@ -10,20 +10,23 @@ returns concord.principal
 language plpgsql
 stable
 parallel safe
+set search_path = pg_catalog, pg_temp
 as $$
 declare
-  acting text := current_setting('concord.acting', true);
-  part text[];
+  acting constant text := current_setting('concord.acting', true);
+  who concord.principal;
 begin
   if acting is null or acting = '' or not concord_internal.is_service() then
     return null;
   end if;
-  part := string_to_array(acting, E'\x1f', '');
-  if array_length(part, 1) is distinct from 4 or part[1] is null or part[3] is null
-     or part[2] is null or part[2] not in ('user', 'agent', 'system') then
+  who.tenant := split_part(acting, E'\x1f', 1);
+  who.kind := split_part(acting, E'\x1f', 2);
+  who.id := split_part(acting, E'\x1f', 3);
+  who.on_behalf_of := nullif(split_part(acting, E'\x1f', 4), '');
+  if who.tenant = '' or who.id = '' or who.kind not in ('user', 'agent', 'system') then
     return null;
   end if;
-  return row(part[1], part[2], part[3], part[4])::concord.principal;
+  return who;
 end
 $$;
 comment on function concord.principal() is
@@ -36,26 +39,26 @@ returns void
 language plpgsql
 as $$
 declare
-  given text[] := array[tenant, kind, id, on_behalf_of];
-  names constant text[] := array['tenant', 'kind', 'id', 'on_behalf_of'];
+  acting constant text := case
+    when coalesce(tenant, '') = '' or coalesce(kind, '') = '' or coalesce(id, '') = '' then ''
+    else concat_ws(E'\x1f', tenant, kind, id, coalesce(on_behalf_of, '')) end;
+  wrong text;
 begin
   if not concord_internal.is_service() then
     perform concord_internal.fail('forbidden', null,
       'only a superuser, the owner of the database, or a member of concord_service named by concord.trust_login() may state who acts');
   end if;
-  for i in 1 .. 4 loop
-    if length(given[i]) > 255 or given[i] ~ '[\x01-\x1f]' then
-      perform concord_internal.fail('invalid_request', names[i], 'at most 255 characters, none of them a control character');
-    end if;
-  end loop;
   if kind not in ('user', 'agent', 'system', '') then
     perform concord_internal.fail('invalid_request', 'kind', 'one of user, agent, system');
   end if;
-  if coalesce(tenant, '') = '' or coalesce(kind, '') = '' or coalesce(id, '') = '' then
-    perform set_config('concord.acting', '', is_local);
-  else
-    perform set_config('concord.acting', concat_ws(E'\x1f', tenant, kind, id, coalesce(on_behalf_of, '')), is_local);
+  if length(acting) > 255 or acting ~ '[\x01-\x1e]' or length(acting) - length(replace(acting, E'\x1f', '')) not in (0, 3) then
+    select n into wrong from unnest(array['tenant', 'id', 'on_behalf_of'], array[tenant, id, on_behalf_of]) u(n, v)
+     where length(v) > 255 or v ~ '[\x01-\x1f]' limit 1;
+    if wrong is not null then
+      perform concord_internal.fail('invalid_request', wrong, 'at most 255 characters, none of them a control character');
+    end if;
   end if;
+  perform set_config('concord.acting', acting, is_local);
 end
 $$;
 comment on function concord.act_as(text, text, text, text, boolean) is

@@ -14,14 +14,17 @@ create table concord_internal.models (
   detail text not null check (detail in ('names', 'before')),
   on_stale jsonb not null default '{}',
   paused boolean not null default false,
+  partitioned boolean not null,
   key_columns name[] not null,
   columns jsonb not null,              -- concord_internal.columns_of(rel) when the triggers were made
+  any_value text[] not null,           -- columns that take any JSON value: text, json, jsonb
   signature bigint not null,           -- concord_internal.signature(rel) then
   horizon_epoch integer not null,      -- the transaction that last changed what the deltas can answer
   horizon_xid xid8 not null,
   tracked_at timestamptz not null default now(),
   unique (tenant, name)
 );
+alter table concord_internal.models alter column columns set storage main;  -- every commit reads it
 
 -- The transaction that last changed which rows a kind of group holds: a model of that kind came, went, or changed. Kept
 -- apart from models, since a model that is gone must still be missed. tenant '' where any tenant's rows may be meant.

@@ -1,25 +1,24 @@
 -- What a table looks like now, as the generators and the drift checks see it.
 
 -- A number that changes when a live column comes, goes, or changes its name, type, collation or generation; the order of
--- columns does not matter, so that leaves of a partitioned table agree. Types and collations made by users go by name:
--- their oids do not survive a dump.
+-- columns does not matter, so that leaves of a partitioned table agree. Made of oids, for speed: those of user types do
+-- not survive a dump, after which the triggers take their fallback until concord.refresh().
 create function concord_internal.signature(rel oid)
 returns bigint
 language plpgsql
 stable
 parallel safe
+set search_path = pg_catalog, pg_temp
 as $$
 begin
-  return (select bit_xor(hashtextextended(attname::text || attgenerated::text,
-                   case when atttypid < 16384 and attcollation < 1000 then atttypid::bigint << 32 | attcollation::bigint
-                        else hashtextextended(format_type(atttypid, null) || attcollation::regcollation::text, 0) end))
+  return (select bit_xor(hashtextextended(attname::text, (atttypid::bigint << 32 | attcollation::bigint) + attgenerated::integer))
             from pg_attribute where attrelid = rel and attnum > 0 and not attisdropped);
 end
 $$;
 
--- Live columns by name: t the type as SQL, c collation, g generation ('' none, s stored, v virtual, as in pg_attribute),
--- plain: the type belongs to pg_catalog (an array of it too), identity: IS DISTINCT FROM tells any two images apart,
--- varlena: may be toasted, n: position.
+-- Live columns by name: t the type as SQL, n the position, and where they apply: c collation, g generation (s stored,
+-- v virtual, as in pg_attribute), foreign: the type (or its element) does not belong to pg_catalog, identity: IS DISTINCT
+-- FROM tells any two images apart, varlena: may be toasted. Kept short: every commit reads it.
 create function concord_internal.columns_of(rel oid)
 returns jsonb
 language sql
@@ -27,12 +26,12 @@ stable
 parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
-  select jsonb_object_agg(a.attname, jsonb_build_object(
+  select jsonb_object_agg(a.attname, jsonb_strip_nulls(jsonb_build_object(
            't', format_type(a.atttypid, a.atttypmod),
-           'c', case when a.attcollation = 0 then '' else a.attcollation::regcollation::text end,
-           'g', a.attgenerated::text,
-           'plain', coalesce(el.typnamespace, ty.typnamespace) = 'pg_catalog'::regnamespace,
-           'identity', coalesce((
+           'c', case when a.attcollation not in (0, 100) then a.attcollation::regcollation::text end,
+           'g', nullif(a.attgenerated::text, ''),
+           'foreign', nullif(coalesce(el.typnamespace, ty.typnamespace) <> 'pg_catalog'::regnamespace, false),
+           'identity', nullif((
               select p.amproc = 'btequalimage'::regproc
                      or (p.amproc = 'btvarstrequalimage'::regproc and co.collisdeterministic)
                 from pg_opclass oc
@@ -41,13 +40,22 @@ as $$
                where oc.opcmethod = 403 and oc.opcdefault
                  and oc.opcintype = case when ty.typname = 'varchar' then 'text'::regtype else ty.oid end
                  and ty.typnamespace = 'pg_catalog'::regnamespace), false),
-           'varlena', a.attlen = -1 and a.attstorage <> 'p',
-           'n', a.attnum))
+           'varlena', nullif(a.attlen = -1 and a.attstorage <> 'p', false),
+           'n', a.attnum)))
     from pg_attribute a
     join pg_type ty on ty.oid = a.atttypid
     left join pg_type el on el.oid = ty.typelem and ty.typsubscript = 'array_subscript_handler'::regproc
     left join pg_collation co on co.oid = a.attcollation
    where a.attrelid = rel and a.attnum > 0 and not a.attisdropped
+$$;
+
+create function concord_internal.any_value_columns(columns jsonb)
+returns text[]
+language sql
+immutable
+as $$
+  select coalesce(array_agg(c), '{}') from jsonb_object_keys(columns) c
+   where columns->c->>'t' in ('text', 'json', 'jsonb') and not columns->c ? 'g'
 $$;
 
 -- The columns of the primary key, in key order; null where there is none.
@@ -105,6 +113,7 @@ end;
 
 select concord_internal.open_to('concord_internal.signature(oid)', 'public');
 select concord_internal.open_to('concord_internal.columns_of(oid)', 'public');
+select concord_internal.open_to('concord_internal.any_value_columns(jsonb)', 'public');
 select concord_internal.open_to('concord_internal.key_columns_of(oid)', 'public');
 select concord_internal.open_to('concord_internal.key_expression(name[],jsonb,text)', 'public');
 select concord_internal.open_to('concord_internal.stable_text(text,text)', 'public');

@@ -97,7 +97,9 @@ begin
   m := was;
   m.rel := rel; m.name := name; m.tenant := tenant; m.tenant_column := tenant_column; m.groups := groups;
   m.ignore_fields := ignore_fields; m.secret_fields := secret_fields; m.detail := detail; m.on_stale := on_stale;
+  m.partitioned := class.relkind = 'p';
   m.key_columns := keys; m.columns := columns; m.signature := concord_internal.signature(rel);
+  m.any_value := concord_internal.any_value_columns(columns);
   if was.id is null then
     m.id := nextval('concord_internal.model_id');
     m.paused := false;

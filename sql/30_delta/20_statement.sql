@@ -47,7 +47,7 @@ create function concord_internal.json_expression(expression text, def jsonb)
 returns text
 language sql
 immutable
-return case when (def->>'plain')::boolean then format('coalesce(to_json(%s)::text, ''null'')', expression)
+return case when (def->'foreign') is null then format('coalesce(to_json(%s)::text, ''null'')', expression)
             else format('case when num_nulls(%1$s) = 1 then ''null'' else to_json(format(''%%s'', %1$s))::text end', expression) end;
 
 -- 'deck:{deck_id}' as an SQL expression over `alias`; null columns give a null group.
@@ -63,8 +63,9 @@ as $$
 $$;
 
 -- The statement, or null when rows can't be told from the live columns (a key, tenant or group column is gone): then only
--- a whole-model delta is sound. `x` is the trigger's write_context: a variable, or when live the parameter $1.
-create function concord_internal.delta_statement(m concord_internal.models, rel oid, op text, live boolean)
+-- a whole-model delta is sound. by_kind, by_actor and for_whom are the trigger's variables; where the statement is executed
+-- from text they are $1 to $3. The epoch is read after the row that fired this got its xid (see 40_token/10_epoch).
+create function concord_internal.delta_statement(m concord_internal.models, rel oid, op text, variables boolean)
 returns text
 language plpgsql
 stable
@@ -138,7 +139,7 @@ begin
                         case when op = 'update' then concord_internal.difference(rel, c, columns) end, keys[1]), ', ')
                       || '], '','') || ''}'''
                  from unnest(case op when 'update' then logged else array(select jsonb_object_keys(columns)) end) c
-                where c <> all (m.secret_fields) and columns->c->>'g' <> 'v'
+                where c <> all (m.secret_fields) and columns->c->>'g' is distinct from 'v'
                   and (m.secret_fields = '{}' or m.columns ? c));  -- a column unknown so far may be a secret one, renamed
     if op = 'update' then
       before := format('case when o.%I is not null then %s end', keys[1], before);
@@ -153,19 +154,20 @@ begin
     source := source || format(' join (values %s) i(n) on i.n = 1 or d.spans[i.n] is not null',
                                (select string_agg(format('(%s)', i), ', ') from generate_series(1, most) i));
   end if;
-  if live then
-    source := source || ' cross join (select ($1).*) x';
-  end if;
   insertion := 'insert into concord_internal.deltas '
     '(xid, seq, at, epoch, model, depth, op, kind, tenant, key, grp, fields, actor, on_behalf_of, groups, before) select '
-    'x.xid, nextval(''concord_internal.delta_seq''), x.at, x.epoch, ' || m.id || ', x.depth, ' ||
+    'pg_current_xact_id(), nextval(''concord_internal.delta_seq''), clock_timestamp(), (select concord_internal.epoch()), ' || m.id ||
+    ', pg_trigger_depth(), ' ||
     case when most > 1
-      then 'case when i.n = 1 then d.op else ''g'' end, x.kind, d.tenant, case when i.n = 1 then d.key end, d.spans[i.n], '
-           'case when i.n = 1 then d.fields end, x.actor, x.on_behalf_of, '
+      then 'case when i.n = 1 then d.op else ''g'' end, by_kind, d.tenant, case when i.n = 1 then d.key end, d.spans[i.n], '
+           'case when i.n = 1 then d.fields end, by_actor, for_whom, '
            'case when i.n = 1 and cardinality(d.spans) > 1 then d.spans::text end, case when i.n = 1 then d.before end'
-      else 'd.op, x.kind, d.tenant, d.key, ' || case when most = 0 then 'null' else 'd.spans[1]' end ||
-           ', d.fields, x.actor, x.on_behalf_of, null, d.before' end ||
+      else 'd.op, by_kind, d.tenant, d.key, ' || case when most = 0 then 'null' else 'd.spans[1]' end ||
+           ', d.fields, by_actor, for_whom, null, d.before' end ||
     ' from ' || source;
+  if not variables then
+    insertion := replace(replace(replace(insertion, ' by_kind,', ' $1,'), ' by_actor,', ' $2,'), ' for_whom,', ' $3,');
+  end if;
   if op = 'update' then
     insertion := insertion || ' where d.fields <> ''{}'' or d.fields is null';
   end if;

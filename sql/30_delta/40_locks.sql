@@ -42,6 +42,10 @@ as $$
 declare
   touched record;
 begin
+  if cardinality(keys) = 1 then
+    perform pg_advisory_xact_lock(concord_internal.row_lock(model, keys[1])), pg_advisory_xact_lock_shared(concord_internal.group_lock(tenants[1], groups[1]));
+    return;
+  end if;
   if cardinality(keys) > concord_internal.most_locks() then
     for touched in select distinct t as tenant from unnest(tenants) t order by t loop
       perform pg_advisory_xact_lock(concord_internal.tenant_lock(touched.tenant));

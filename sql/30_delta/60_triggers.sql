@@ -26,31 +26,33 @@ begin
                                     (' set timezone = ''UTC''', 'tstz'), (' set datestyle = ''ISO, YMD''', 'range'),
                                     (' set extra_float_digits = 1', 'double'), (' set extra_float_digits = 1', 'real'),
                                     (' set bytea_output = ''hex''', 'bytea'), (' set intervalstyle = ''postgres''', 'interval')) p(pin, type)
-              where strpos(c.value->>'t', p.type) > 0 or not (c.value->>'plain')::boolean);
+              where strpos(c.value->>'t', p.type) > 0 or c.value ? 'foreign');
   end if;
   foreach op in array array['insert', 'update', 'delete', 'truncate'] loop
     if op = 'truncate' then
-      body := format('  if not x.paused then perform concord_internal.write_whole_delta(%s, ''t''); end if;', m.id);
+      body := format('  if fits is not null then perform concord_internal.write_whole_delta(%s, ''t''); end if;', m.id);
     else
-      statement := concord_internal.delta_statement(m, m.rel, op, false);
+      statement := concord_internal.delta_statement(m, m.rel, op, true);
       body := format($body$
-  if x.paused then
+  if fits is null then
     return null;
   end if;
-  if x.drifted then
+  if current_setting('concord.acting', true) <> '' then
+    select a.kind, a.actor, a.on_behalf_of into by_kind, by_actor, for_whom from concord_internal.author() a;
+  end if;
+  if not fits then
     select * into m from concord_internal.models where id = %1$s;
-    statement := concord_internal.delta_statement(m, tg_relid, %2$L, true);
+    statement := concord_internal.delta_statement(m, tg_relid, %2$L, false);
     if statement is null then
       perform concord_internal.write_whole_delta(%1$s);
-    elsif x.committing then
-      execute 'with d as (' || statement || ' returning tenant, key, grp)
-        select concord_internal.lock_touched(%1$s, array_agg(d.tenant), array_agg(d.key), array_agg(d.grp)) from d' using x;
     else
-      execute statement using x;
+      execute 'with d as (' || statement || ' returning tenant, key, grp)
+        select concord_internal.lock_touched(%1$s, array_agg(d.tenant), array_agg(d.key), array_agg(d.grp))
+          from d where current_setting(''concord.committing'', true) = ''1''' using by_kind, by_actor, for_whom;
     end if;
-  elsif x.committing then
+  elsif current_setting('concord.committing', true) = '1' then  -- inside a commit: its locks for what changes indirectly
     with d as (%3$s returning tenant, key, grp)
-    select concord_internal.lock_touched(%1$s, array_agg(d.tenant), array_agg(d.key), array_agg(d.grp)) into ignored from d;
+    select concord_internal.lock_touched(%1$s, array_agg(d.tenant), array_agg(d.key), array_agg(d.grp)) into statement from d;
   else
     %3$s;
   end if;$body$, m.id, op, statement);
@@ -59,12 +61,13 @@ begin
 create or replace function %1$s() returns trigger language plpgsql security definer
 set search_path = pg_catalog, pg_temp%5$s as $trigger$
 declare
-  x concord_internal.write_context;
+  fits constant boolean := concord_internal.trigger_fits(%2$s, tg_relid, %3$s);
   m concord_internal.models;
   statement text;
-  ignored text;
+  by_kind "char" := 's';       -- nobody: system, by the login's name
+  by_actor text := session_user;
+  for_whom text;
 begin
-  x := concord_internal.write_context(%2$s, tg_relid, %3$s);
 %4$s
   return null;
 end

@@ -22,16 +22,12 @@ create unlogged sequence concord_internal.epoch_place;
 create unlogged sequence concord_internal.epoch_host;
 create sequence concord_internal.epoch_ordinal;
 
+-- The files of a database lie in base/<its oid>: no lookup needed. Null for a null mark, one that was reset.
 create function concord_internal.epoch_place_of(mark bigint)
 returns bigint
-language plpgsql
+language sql
 stable
-as $$
-begin
-  return hashint8extended('concord_internal.epoch_mark'::regclass::oid::bigint << 32
-           | (select oid from pg_database where datname = current_database())::bigint, mark) & x'7ffffffffffffffe'::bigint | 1;
-end
-$$;
+return hashtextextended(pg_relation_filepath('concord_internal.epoch_mark'::regclass)::text || 'concord_internal.epoch_mark'::regclass::oid::text, mark) & 9223372036854775806 | 1;
 
 create function concord_internal.epoch_host_of(mark bigint)
 returns bigint
@@ -39,7 +35,7 @@ language plpgsql
 stable
 as $$
 begin
-  return hashint8extended((select system_identifier from pg_control_system()), mark) & x'7ffffffffffffffe'::bigint | 1;
+  return hashint8extended((pg_control_system()).system_identifier, mark) & 9223372036854775806 | 1;
 end
 $$;
 
@@ -67,7 +63,7 @@ begin
     if force or mark is null
        or pg_sequence_last_value('concord_internal.epoch_place') is distinct from concord_internal.epoch_place_of(mark)
        or pg_sequence_last_value('concord_internal.epoch_host') is distinct from concord_internal.epoch_host_of(mark) then
-      mark := hashtextextended(gen_random_uuid()::text, 0) & x'7ffffffffffffffe'::bigint | 1;
+      mark := hashtextextended(gen_random_uuid()::text, 0) & 9223372036854775806 | 1;
       perform nextval('concord_internal.epoch_ordinal');
       perform setval('concord_internal.epoch_place', concord_internal.epoch_place_of(mark));
       perform setval('concord_internal.epoch_host', concord_internal.epoch_host_of(mark));
@@ -86,10 +82,9 @@ create function concord_internal.epoch()
 returns integer
 language plpgsql
 as $$
-declare
-  mark bigint := pg_sequence_last_value('concord_internal.epoch_mark');
 begin
-  if mark is null or pg_sequence_last_value('concord_internal.epoch_place') is distinct from concord_internal.epoch_place_of(mark) then
+  if pg_sequence_last_value('concord_internal.epoch_place')
+       is distinct from coalesce(concord_internal.epoch_place_of(pg_sequence_last_value('concord_internal.epoch_mark')), -1) then
     perform concord_internal.draw_epoch(false);
   end if;
   return pg_sequence_last_value('concord_internal.epoch_ordinal');
@@ -101,18 +96,15 @@ create function concord_internal.epoch_identity()
 returns bigint
 language plpgsql
 as $$
-declare
-  mark bigint := pg_sequence_last_value('concord_internal.epoch_mark');
 begin
-  if pg_is_in_recovery() then
-    perform concord_internal.fail('invalid_request', null, 'a standby gives out no tokens: read and commit on the primary');
-  end if;
-  if mark is null or pg_sequence_last_value('concord_internal.epoch_place') is distinct from concord_internal.epoch_place_of(mark)
-     or pg_sequence_last_value('concord_internal.epoch_host') is distinct from concord_internal.epoch_host_of(mark) then
+  if pg_is_in_recovery()
+     or pg_sequence_last_value('concord_internal.epoch_place')
+          is distinct from coalesce(concord_internal.epoch_place_of(pg_sequence_last_value('concord_internal.epoch_mark')), -1)
+     or pg_sequence_last_value('concord_internal.epoch_host')
+          is distinct from coalesce(concord_internal.epoch_host_of(pg_sequence_last_value('concord_internal.epoch_mark')), -1) then
     perform concord_internal.draw_epoch(false);
-    mark := pg_sequence_last_value('concord_internal.epoch_mark');
   end if;
-  return mark;
+  return pg_sequence_last_value('concord_internal.epoch_mark');
 end
 $$;
 

@@ -7,24 +7,21 @@
 -- snapshot. A token that its bearer forges says only that the bearer has seen what it has not: it harms nobody else.
 create type concord_internal.token as (
   problem text,               -- null, or the error code that answers for the whole token
-  epoch integer,              -- the ordinal of its epoch, which is the current one
+  identity bigint, epoch integer,  -- of its epoch, which is the current one
   xmin xid8, xmax xid8, xip xid8[],
   own_xids xid8[], own_seqs bigint[]
 );
 
-create function concord_internal.format_token(seen pg_snapshot, own_xids xid8[], own_seqs bigint[])
+-- own: '' or 'xid@seq,...'.
+create function concord_internal.format_token(identity bigint, seen text, own text)
 returns text
 language plpgsql
-security definer
+immutable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  body text := 'kc1.' || to_hex(concord_internal.epoch_identity()) || '.' || seen::text;
+  body constant text := 'kc1.' || to_hex(identity) || '.' || seen || case when own <> '' then '.' || own else '' end;
 begin
-  if own_xids <> '{}' then
-    body := body || '.' || (select string_agg(x::text || '@' || s::text, ',' order by i)
-                              from unnest(own_xids, own_seqs) with ordinality o(x, s, i));
-  end if;
   return body || '.' || lpad(to_hex(hashtextextended(body, 0)), 16, '0');
 end
 $$;
@@ -38,50 +35,42 @@ as $$
 declare
   part constant text[] := string_to_array(given, '.');
   parts constant integer := coalesce(array_length(part, 1), 0);
-  body constant text := left(given, -17);
   now_seen constant pg_snapshot := pg_current_snapshot();
-  seen pg_snapshot;
   t concord_internal.token;
-  own text;
 begin
   t.problem := 'token_invalid';
-  if parts not in (4, 5) or part[1] <> 'kc1' or length(given) > 100000
-     or part[parts] <> lpad(to_hex(hashtextextended(body, 0)), 16, '0') then
+  if parts not in (4, 5) or part[1] <> 'kc1' or length(given) > 100000 or part[2] !~ '^[0-9a-f]{1,16}$'
+     or part[parts] <> lpad(to_hex(hashtextextended(left(given, -17), 0)), 16, '0') then
     return t;
   end if;
-  if part[2] <> to_hex(concord_internal.epoch_identity()) then
-    t.problem := case when part[2] ~ '^[0-9a-f]{1,16}$' then 'token_foreign' else 'token_invalid' end;
+  t.identity := concord_internal.epoch_identity();
+  if part[2] <> to_hex(t.identity) then
+    t.problem := 'token_foreign';
     return t;
   end if;
-  t.epoch := concord_internal.epoch();
-  t.own_xids := '{}';
-  t.own_seqs := '{}';
   begin  -- no xid is taken: nothing is written inside
-    seen := part[3]::pg_snapshot;
+    select pg_snapshot_xmin(s.s), pg_snapshot_xmax(s.s), array(select pg_snapshot_xip(s.s)), '{}', '{}',
+           concord_internal.epoch(), case when s.s::text = part[3] then null else 'token_invalid' end
+      into t.xmin, t.xmax, t.xip, t.own_xids, t.own_seqs, t.epoch, t.problem
+      from (select part[3]::pg_snapshot offset 0) s(s);
     if parts = 5 then
-      foreach own in array string_to_array(part[4], ',') loop
-        t.own_xids := t.own_xids || split_part(own, '@', 1)::xid8;
-        t.own_seqs := t.own_seqs || split_part(own, '@', 2)::bigint;
-      end loop;
+      t.own_xids := array(select split_part(o, '@', 1)::xid8 from unnest(string_to_array(part[4], ',')) with ordinality u(o, i) order by i);
+      t.own_seqs := array(select split_part(o, '@', 2)::bigint from unnest(string_to_array(part[4], ',')) with ordinality u(o, i) order by i);
     end if;
   exception when data_exception then
+    t.problem := 'token_invalid';
     return t;
   end;
-  if seen::text <> part[3] then
+  if t.problem is not null then
     return t;
   end if;
-  t.xmin := pg_snapshot_xmin(seen);
-  t.xmax := pg_snapshot_xmax(seen);
-  t.xip := array(select pg_snapshot_xip(seen));
   -- The own transaction's id may be at or beyond this snapshot's xmax: nobody else has ended since.
   if t.xmax > pg_snapshot_xmax(now_seen)
-     or exists (select from unnest(t.own_xids) x
-                 where x >= pg_snapshot_xmax(now_seen) and x is distinct from pg_current_xact_id_if_assigned()) then
+     or (parts = 5 and exists (select from unnest(t.own_xids) x
+                 where x >= pg_snapshot_xmax(now_seen) and x is distinct from pg_current_xact_id_if_assigned())) then
     t.problem := 'token_foreign';
   elsif exists (select from concord_internal.log_floor f where f.epoch = t.epoch and t.xmin < f.xid) then
     t.problem := 'token_expired';
-  else
-    t.problem := null;
   end if;
   return t;
 end
@@ -92,6 +81,7 @@ create function concord_internal.has_seen(t concord_internal.token, epoch intege
 returns boolean
 language plpgsql
 immutable
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   own integer;
@@ -114,6 +104,7 @@ declare
   t concord_internal.token;
   own record;
 begin
+  t.identity := a.identity;
   t.epoch := a.epoch;
   t.xmin := least(a.xmin, b.xmin);
   t.xmax := least(a.xmax, b.xmax);
@@ -143,27 +134,26 @@ $$;
 create function concord_internal.extend_token(t concord_internal.token, own_xid xid8, own_seq bigint)
 returns text
 language plpgsql
+stable
 as $$
-declare
-  at_own integer := array_position(t.own_xids, own_xid);
-  surplus integer;
 begin
-  if own_xid is not null then
-    if at_own is null then
-      t.own_xids := t.own_xids || own_xid;
-      t.own_seqs := t.own_seqs || own_seq;
-    else
-      t.own_seqs[at_own] := greatest(t.own_seqs[at_own], own_seq);
-    end if;
-  end if;
-  surplus := coalesce(array_length(t.own_xids, 1), 0) - 256;
-  if surplus > 0 then
-    t.own_xids := t.own_xids[surplus + 1:];
-    t.own_seqs := t.own_seqs[surplus + 1:];
-  end if;
-  return concord_internal.format_token(
-    (t.xmin::text || ':' || t.xmax::text || ':' || array_to_string(t.xip, ','))::pg_snapshot, t.own_xids, t.own_seqs);
+  return concord_internal.format_token(t.identity, t.xmin::text || ':' || t.xmax::text || ':' || array_to_string(t.xip, ','),
+    case when t.own_xids = '{}' then coalesce(own_xid::text || '@' || own_seq::text, '')
+         else concord_internal.own_entries(t, own_xid, own_seq) end);
 end
+$$;
+
+create function concord_internal.own_entries(t concord_internal.token, own_xid xid8, own_seq bigint)
+returns text
+language sql
+immutable
+as $$
+  select coalesce(string_agg(x::text || '@' || s::text, ',' order by i), '')
+    from (select x, max(s) as s, max(i) as i
+            from (select x, s, i from unnest(t.own_xids, t.own_seqs) with ordinality u(x, s, i)
+                  union all
+                  select own_xid, own_seq, 1000000 where own_xid is not null) e
+           group by x order by max(i) desc limit 256) kept
 $$;
 
 -- The newest delta number that this transaction can have drawn; later ones are greater.
@@ -179,6 +169,17 @@ begin
 end
 $$;
 
+create function concord_internal.current_identity()
+returns bigint
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return concord_internal.epoch_identity();
+end
+$$;
+
 -- STABLE on purpose: it then uses the snapshot of the statement that reads, and stamps a long SELECT with what its rows
 -- show. VOLATILE would take a later one, and count as seen what the rows do not show.
 create function concord.capture()
@@ -186,13 +187,9 @@ returns text
 language plpgsql
 stable
 as $$
-declare
-  own xid8 := pg_current_xact_id_if_assigned();
 begin
-  if own is null then
-    return concord_internal.format_token(pg_current_snapshot(), '{}', '{}');
-  end if;
-  return concord_internal.format_token(pg_current_snapshot(), array[own], array[concord_internal.last_delta_seq()]);
+  return concord_internal.format_token(concord_internal.current_identity(), pg_current_snapshot()::text,
+    coalesce(pg_current_xact_id_if_assigned()::text || '@' || concord_internal.last_delta_seq()::text, ''));
 end
 $$;
 comment on function concord.capture() is
@@ -200,7 +197,9 @@ comment on function concord.capture() is
 reads, or before it; pass it back as readAt. In REPEATABLE READ it stands for the transaction''s snapshot.
 Errors: invalid_request (on a standby; or READ ONLY just after a crash, when a new epoch has to be drawn first).';
 
-select concord_internal.open_to('concord_internal.format_token(pg_snapshot,xid8[],bigint[])', 'concord_app');
+select concord_internal.open_to('concord_internal.format_token(bigint,text,text)', 'concord_app');
+select concord_internal.open_to('concord_internal.current_identity()', 'concord_app');
+select concord_internal.open_to('concord_internal.own_entries(concord_internal.token,xid8,bigint)', 'concord_app');
 select concord_internal.open_to('concord_internal.parse_token(text)', 'concord_app');
 select concord_internal.open_to('concord_internal.has_seen(concord_internal.token,integer,xid8,bigint)', 'concord_app');
 select concord_internal.open_to('concord_internal.intersect_tokens(concord_internal.token,concord_internal.token)', 'concord_app');

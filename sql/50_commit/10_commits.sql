@@ -1,13 +1,11 @@
--- One row for each applied commit: its receipt, its idempotency record, and which deltas are its own. The triggers know
--- nothing of it, so there is no setting that a raw write could borrow. A delta belongs to a commit when it was written in
--- its transaction, while it wrote, and either to a row that the commit named or beneath one (a cascade, a trigger).
+-- One row for each applied commit: its receipt, its idempotency record, and which deltas are its own: those that its
+-- transaction wrote while it wrote, cascades and triggers included. The triggers know nothing of it, so there is no
+-- setting that a raw write could borrow.
 create table concord_internal.commits (
   id uuid not null,
   xid xid8 not null,
   first_seq bigint not null,            -- deltas of this commit: first_seq < seq <= last_seq
-  last_seq bigint,                      -- null while the commit runs
-  depth smallint not null,              -- pg_trigger_depth() of the deltas that the commit's own statements make
-  rows bigint[] not null,               -- concord_internal.row_lock() of the rows it named
+  last_seq bigint not null,
   epoch integer not null,
   at timestamptz not null default clock_timestamp(),
   tenant text collate "C" not null,
@@ -46,7 +44,6 @@ stable
 as $$
   select c from concord_internal.commits c
    where c.xid = d.xid and c.epoch = d.epoch and d.seq > c.first_seq and d.seq <= c.last_seq
-     and (d.depth > c.depth or concord_internal.row_lock(d.model, d.key) = any (c.rows))
    limit 1
 $$;
 

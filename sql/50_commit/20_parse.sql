@@ -1,5 +1,8 @@
 -- 1 parse: the shape of a request. Nothing here looks at a table. What is wrong is a refusal with its path; what is
 -- right becomes operations and premises, in request order, with the top-level defaults filled in.
+--
+-- A note on style for the whole room: PL/pgSQL sets each expression up anew in each transaction, 1 to 2 µs apiece, and
+-- most commits hold one operation. So the path of such a commit has few statements, each of which does much.
 create type concord_internal.operation as (
   n integer,                  -- position in the request, from 0
   type text,                  -- update, create, delete
@@ -15,7 +18,7 @@ create type concord_internal.operation as (
   mode text,                  -- reject, overwrite, notify; null: the model's own for this kind of principal
   condition jsonb,            -- "where"
   only_changed boolean,
-  transaction_id jsonb,
+  transaction_id text,
   outcome text,               -- applied, held, unchanged
   conflict jsonb              -- the notification of a stale one
 );
@@ -35,15 +38,121 @@ create type concord_internal.request as (
 -- The position named by {"$operation": n}; null when this is no such reference.
 create function concord_internal.reference(value jsonb)
 returns integer
+language sql
+immutable
+return case when jsonb_typeof(value) = 'object' and jsonb_typeof(value->'$operation') = 'number' and value - '$operation' = '{}'
+                 and value->>'$operation' ~ '^\d{1,5}$' then (value->>'$operation')::integer end;
+
+-- Only called when something is wrong; a subquery inside the checks themselves would make them slow.
+create function concord_internal.first_key(object jsonb)
+returns text
 language plpgsql
 immutable
 as $$
 begin
-  if jsonb_typeof(value) = 'object' and jsonb_typeof(value->'$operation') = 'number' and value - '$operation' = '{}'
-     and value->>'$operation' ~ '^\d{1,5}$' then
-    return (value->>'$operation')::integer;
-  end if;
-  return null;
+  return (select min(k) from jsonb_object_keys(object) k);
+end
+$$;
+
+-- The first value of data that is a reference to no earlier operation.
+create function concord_internal.bad_reference(data jsonb, n integer)
+returns text
+language plpgsql
+immutable
+as $$
+begin
+  return (select min(d.key) from jsonb_each(data) d where d.value ? '$operation' and coalesce(concord_internal.reference(d.value), n) >= n);
+end
+$$;
+
+-- What is wrong with the parts that stand at the top: 'path|what it should be', or null.
+create function concord_internal.top_problem(given jsonb)
+returns text
+language plpgsql
+immutable
+as $$
+declare
+  known constant text[] := array['operations', 'reads', 'readAt', 'onStale', 'onlyChanged', 'returning', 'label', 'idempotencyKey'];
+begin
+  return case
+    when jsonb_typeof(given) is distinct from 'object' then '|a request is a JSON object'
+    when given - known <> '{}' then concord_internal.first_key(given - known) || '|unknown key'
+    when jsonb_typeof(given->'readAt') not in ('string', 'null') then 'readAt|a token is a string'
+    when jsonb_typeof(given->'onStale') not in ('string', 'null') or given->>'onStale' not in ('reject', 'overwrite', 'notify')
+      then 'onStale|one of reject, overwrite, notify'
+    when jsonb_typeof(given->'onlyChanged') not in ('boolean', 'null') then 'onlyChanged|true or false'
+    when jsonb_typeof(given->'returning') not in ('boolean', 'null') then 'returning|true or false'
+    when jsonb_typeof(given->'label') not in ('string', 'null') or length(given->>'label') > 1000
+      then 'label|a string of at most 1000 characters'
+    when jsonb_typeof(given->'idempotencyKey') not in ('string', 'null') or length(given->>'idempotencyKey') not between 1 and 255
+      then 'idempotencyKey|a string of one to 255 characters'
+    when jsonb_typeof(given->'operations') is distinct from 'array' then 'operations|a list of 1 to 10,000 operations'
+    when jsonb_array_length(given->'operations') not between 1 and 10000 then 'operations|a list of 1 to 10,000 operations'
+    when jsonb_typeof(given->'reads') not in ('array', 'null') then 'reads|a list of at most 500 premises'
+    when jsonb_typeof(given->'reads') = 'array' and jsonb_array_length(given->'reads') > 500 then 'reads|a list of at most 500 premises'
+  end;
+end
+$$;
+
+-- What is wrong with one operation: '.path|what it should be', or null.
+create function concord_internal.operation_problem(e jsonb, n integer, given jsonb)
+returns text
+language plpgsql
+immutable
+as $$
+declare
+  ref constant integer := concord_internal.reference(e->'id');
+begin
+  return case
+    when jsonb_typeof(e) <> 'object' then '|an object'
+    when e->'type' not in ('"update"', '"create"', '"delete"') or e->'type' is null then '.type|one of update, create, delete'
+    when e - array['type', 'model', 'id', 'data', 'readAt', 'onStale', 'where', 'transactionId'] <> '{}'
+      then '.' || concord_internal.first_key(e - array['type', 'model', 'id', 'data', 'readAt', 'onStale', 'where', 'transactionId']) || '|unknown key'
+    when e ? 'data' and e->>'type' = 'delete' then '.data|unknown key'
+    when e ? 'where' and e->>'type' = 'create' then '.where|unknown key'
+    when jsonb_typeof(e->'model') is distinct from 'string' then '.model|the name of a model'
+    when jsonb_typeof(e->'id') not in ('string', 'number', 'object', 'null') then '.id|a string, a number, or an object of key columns'
+    when coalesce(e->'id', 'null') = 'null' and e->>'type' <> 'create' then '.id|which row'
+    when ref >= n or (ref is not null and (e->>'type' = 'create' or given->'operations'->ref->'model' <> e->'model'))
+      then '.id|$operation names an earlier operation on the same model'
+    when e->>'type' <> 'delete' and jsonb_typeof(e->'data') not in ('object', 'null') then '.data|an object of columns and values'
+    when e->>'type' = 'update' and coalesce(e->'data', '{}') in ('{}', 'null') then '.data|an object of columns and values, at least one'
+    when strpos(e::text, '$operation') > 0 and jsonb_typeof(e->'data') = 'object'
+         and concord_internal.bad_reference(e->'data', n) is not null
+      then '.data.' || concord_internal.bad_reference(e->'data', n) || '|$operation names an earlier operation'
+    when jsonb_typeof(e->'readAt') not in ('string', 'null') then '.readAt|a token is a string'
+    when jsonb_typeof(e->'onStale') not in ('string', 'null') or e->>'onStale' not in ('reject', 'overwrite', 'notify')
+      then '.onStale|one of reject, overwrite, notify'
+    when jsonb_typeof(e->'where') not in ('object', 'null') then '.where|an object of columns and values'
+    when jsonb_typeof(e->'transactionId') not in ('string', 'null') then '.transactionId|a string'
+  end;
+end
+$$;
+
+create function concord_internal.premise_problem(e jsonb, given jsonb)
+returns text
+language plpgsql
+immutable
+as $$
+declare
+  known constant text[] := case when e ? 'group' then array['group', 'readAt', 'onStale']
+                                else array['model', 'id', 'fields', 'exists', 'readAt', 'onStale'] end;
+begin
+  return case
+    when jsonb_typeof(e) <> 'object' then '|an object'
+    when e - known <> '{}' then '.' || concord_internal.first_key(e - known) || '|unknown key'
+    when e ? 'group' and (jsonb_typeof(e->'group') <> 'string' or e->>'group' !~ '^[^:]+:.') then '.group|a group is written kind:id'
+    when not e ? 'group' and jsonb_typeof(e->'model') is distinct from 'string' then '.model|the name of a model'
+    when not e ? 'group' and coalesce(jsonb_typeof(e->'id'), 'null') not in ('string', 'number', 'object')
+      then '.id|a string, a number, or an object of key columns'
+    when jsonb_typeof(e->'exists') not in ('boolean', 'null') then '.exists|true or false'
+    when jsonb_typeof(e->'fields') not in ('array', 'null') or e->'fields' = '[]' or (e->'exists' = 'false' and e ? 'fields')
+         or jsonb_path_exists(e, '$.fields[*] ? (@.type() != "string")') then '.fields|a list of column names, where the row is expected to exist'
+    when jsonb_typeof(e->'readAt') not in ('string', 'null') then '.readAt|a token is a string'
+    when coalesce(e->>'readAt', given->>'readAt') is null then '.readAt|a premise rests on a token: give readAt here or at the top'
+    when jsonb_typeof(e->'onStale') not in ('string', 'null') or e->>'onStale' not in ('reject', 'overwrite', 'notify')
+      then '.onStale|one of reject, overwrite, notify'
+  end;
 end
 $$;
 
@@ -51,220 +160,59 @@ create function concord_internal.parse_request(given jsonb)
 returns concord_internal.request
 language plpgsql
 stable
+set plan_cache_mode = force_generic_plan
 as $$
 declare
-  modes constant text[] := array['reject', 'overwrite', 'notify'];
   r concord_internal.request;
-  o concord_internal.operation;
-  p concord_internal.premise;
-  item jsonb;
-  part jsonb;
-  path text := '';
-  problem text;
-  position integer := 0;
-  default_token text;
-  default_mode text;
-  models text[] := '{}';
-  operations concord_internal.operation[] := '{}';  -- plain variables: an element of a record's field is not assigned in place
-  premises concord_internal.premise[] := '{}';
+  problem text := concord_internal.top_problem(given);
 begin
-  <<shape>>
-  begin
-    if given is null or jsonb_typeof(given) <> 'object' then
-      problem := 'a request is a JSON object'; exit shape;
-    end if;
-    if given - array['operations', 'reads', 'readAt', 'onStale', 'onlyChanged', 'returning', 'label', 'idempotencyKey'] <> '{}' then
-      path := (select min(k) from jsonb_object_keys(given - array['operations', 'reads', 'readAt', 'onStale', 'onlyChanged', 'returning', 'label', 'idempotencyKey']) k);
-      problem := 'unknown key'; exit shape;
-    end if;
-    foreach path in array array['readAt', 'label', 'idempotencyKey', 'onStale'] loop
-      if jsonb_typeof(given->path) not in ('string', 'null') then
-        problem := 'a string'; exit shape;
-      end if;
-    end loop;
-    foreach path in array array['onlyChanged', 'returning'] loop
-      if jsonb_typeof(given->path) not in ('boolean', 'null') then
-        problem := 'true or false'; exit shape;
-      end if;
-    end loop;
-    path := 'onStale';
-    default_mode := given->>'onStale';
-    if default_mode <> all (modes) then
-      problem := 'one of reject, overwrite, notify'; exit shape;
-    end if;
-    path := 'idempotencyKey';
-    r.idempotency_key := given->>'idempotencyKey';
-    if length(r.idempotency_key) not between 1 and 255 then
-      problem := 'one to 255 characters'; exit shape;
-    end if;
-    path := 'label';
-    r.label := given->>'label';
-    if length(r.label) > 1000 then
-      problem := 'at most 1000 characters'; exit shape;
-    end if;
-    default_token := given->>'readAt';
-    r.want_rows := coalesce((given->>'returning')::boolean, false);
-    r.only_changed := coalesce((given->>'onlyChanged')::boolean, false);
-
-    path := 'operations';
-    if jsonb_typeof(given->'operations') is distinct from 'array' or jsonb_array_length(given->'operations') not between 1 and 10000 then
-      problem := 'a list of 1 to 10,000 operations'; exit shape;
-    end if;
-    for item in select e from jsonb_array_elements(given->'operations') e loop
-      o := null;
-      o.n := position;
-      path := 'operations[' || position || ']';
-      if jsonb_typeof(item) <> 'object' then
-        problem := 'an object'; exit shape;
-      end if;
-      o.type := item->>'type';
-      if o.type = 'update' then part := item - array['type', 'model', 'id', 'data', 'readAt', 'onStale', 'where', 'transactionId'];
-      elsif o.type = 'create' then part := item - array['type', 'model', 'id', 'data', 'transactionId', 'readAt', 'onStale'];
-      elsif o.type = 'delete' then part := item - array['type', 'model', 'id', 'readAt', 'onStale', 'where', 'transactionId'];
-      else path := path || '.type'; problem := 'one of update, create, delete'; exit shape;
-      end if;
-      if part <> '{}' then
-        path := path || '.' || (select min(k) from jsonb_object_keys(part) k); problem := 'unknown key'; exit shape;
-      end if;
-      o.model := item->>'model';
-      if jsonb_typeof(item->'model') is distinct from 'string' then
-        path := path || '.model'; problem := 'the name of a model'; exit shape;
-      end if;
-      o.m := array_position(models, o.model);
-      if o.m is null then
-        models := models || o.model;
-        o.m := cardinality(models);
-      end if;
-
-      o.id := nullif(item->'id', 'null');
-      if o.id is not null then
-        o.ref := concord_internal.reference(o.id);
-        if jsonb_typeof(o.id) not in ('string', 'number', 'object') then
-          path := path || '.id'; problem := 'a string, a number, or an object of key columns'; exit shape;
-        elsif o.ref >= position or (o.ref is not null and (o.type = 'create' or (operations[o.ref + 1]).model <> o.model)) then
-          path := path || '.id'; problem := '$operation names an earlier operation on the same model'; exit shape;
-        end if;
-      elsif o.type <> 'create' then
-        path := path || '.id'; problem := 'which row'; exit shape;
-      end if;
-
-      if o.type <> 'delete' then
-        o.data := coalesce(item->'data', case when o.type = 'create' then '{}'::jsonb end);
-        if jsonb_typeof(o.data) is distinct from 'object' or (o.type = 'update' and o.data = '{}') then
-          path := path || '.data'; problem := 'an object of columns and values, at least one for an update'; exit shape;
-        end if;
-        o.fields := array(select k from jsonb_object_keys(o.data) k);
-        o.refs := false;
-        if strpos(o.data::text, '"$operation"') > 0 then
-          for part, problem in select e.value, e.key from jsonb_each(o.data) e where jsonb_typeof(e.value) = 'object' and e.value ? '$operation' loop
-            path := path || '.data.' || problem;
-            problem := '$operation names an earlier operation that creates or names a row';
-            if coalesce(concord_internal.reference(part), position) >= position then
-              exit shape;
-            end if;
-            path := 'operations[' || position || ']'; problem := null; o.refs := true;
-          end loop;
-        end if;
-      end if;
-
-      if jsonb_typeof(item->'readAt') not in ('string', 'null') then
-        path := path || '.readAt'; problem := 'a token is a string'; exit shape;
-      end if;
-      o.token := coalesce(item->>'readAt', default_token);
-      o.mode := coalesce(item->>'onStale', default_mode);
-      if jsonb_typeof(item->'onStale') not in ('string', 'null') or o.mode <> all (modes) then
-        path := path || '.onStale'; problem := 'one of reject, overwrite, notify'; exit shape;
-      end if;
-      if o.type = 'create' then  -- nothing to be stale: an id that is there is already_exists whatever the token
-        o.token := null;
-      end if;
-      o.condition := nullif(item->'where', 'null');
-      if jsonb_typeof(o.condition) <> 'object' then
-        path := path || '.where'; problem := 'an object of columns and values'; exit shape;
-      end if;
-      o.transaction_id := nullif(item->'transactionId', 'null');
-      if jsonb_typeof(o.transaction_id) <> 'string' then
-        path := path || '.transactionId'; problem := 'a string'; exit shape;
-      end if;
-      o.only_changed := r.only_changed and o.type = 'update';
-      operations := operations || o;
-      position := position + 1;
-    end loop;
-
-    path := 'reads';
-    if jsonb_typeof(given->'reads') not in ('array', 'null') then
-      problem := 'a list of at most 500 premises'; exit shape;
-    end if;
-    if jsonb_typeof(given->'reads') = 'array' then
-      if jsonb_array_length(given->'reads') > 500 then
-        problem := 'a list of at most 500 premises'; exit shape;
-      end if;
-      position := 0;
-      for item in select e from jsonb_array_elements(given->'reads') e loop
-        p := null;
-        p.n := position;
-        path := 'reads[' || position || ']';
-        if jsonb_typeof(item) <> 'object' then
-          problem := 'an object'; exit shape;
-        end if;
-        part := item - case when item ? 'group' then array['group', 'readAt', 'onStale']
-                            else array['model', 'id', 'fields', 'exists', 'readAt', 'onStale'] end;
-        if part <> '{}' then
-          path := path || '.' || (select min(k) from jsonb_object_keys(part) k); problem := 'unknown key'; exit shape;
-        end if;
-        if item ? 'group' then
-          p.grp := item->>'group';
-          if jsonb_typeof(item->'group') <> 'string' or p.grp !~ '^[^:]+:.' then
-            path := path || '.group'; problem := 'a group is written kind:id'; exit shape;
-          end if;
-        else
-          p.model := item->>'model';
-          p.id := nullif(item->'id', 'null');
-          p.absent := item->'exists' = 'false';
-          if jsonb_typeof(item->'model') is distinct from 'string' then
-            path := path || '.model'; problem := 'the name of a model'; exit shape;
-          elsif coalesce(jsonb_typeof(p.id), '') not in ('string', 'number', 'object') then
-            path := path || '.id'; problem := 'a string, a number, or an object of key columns'; exit shape;
-          elsif jsonb_typeof(item->'exists') not in ('boolean', 'null') then
-            path := path || '.exists'; problem := 'true or false'; exit shape;
-          elsif jsonb_typeof(item->'fields') not in ('array', 'null') or (p.absent and item ? 'fields')
-                or jsonb_path_exists(item, 'strict $.fields[*] ? (@.type() != "string")', silent => true) or item->'fields' = '[]' then
-            path := path || '.fields'; problem := 'a list of column names, where the row is expected to exist'; exit shape;
-          end if;
-          if jsonb_typeof(item->'fields') = 'array' then
-            p.fields := array(select f from jsonb_array_elements_text(item->'fields') f);
-          end if;
-          p.absent := coalesce(p.absent, false);
-          p.m := array_position(models, p.model);
-          if p.m is null then
-            models := models || p.model;
-            p.m := cardinality(models);
-          end if;
-        end if;
-        if jsonb_typeof(item->'readAt') not in ('string', 'null') then
-          path := path || '.readAt'; problem := 'a token is a string'; exit shape;
-        end if;
-        p.token := coalesce(item->>'readAt', default_token);
-        if p.token is null then
-          path := path || '.readAt'; problem := 'a premise rests on a token: give readAt here or at the top'; exit shape;
-        end if;
-        p.mode := coalesce(item->>'onStale', default_mode);
-        if jsonb_typeof(item->'onStale') not in ('string', 'null') or p.mode <> all (modes) then
-          path := path || '.onStale'; problem := 'one of reject, overwrite, notify'; exit shape;
-        end if;
-        premises := premises || p;
-        position := position + 1;
-      end loop;
-    end if;
-    r.model_names := models;
-    r.operations := operations;
-    r.premises := premises;
+  if problem is null then
+    select array_agg(row(
+             u.i - 1, u.e->>'type', u.e->>'model', null, nullif(u.e->'id', 'null'), null, concord_internal.reference(u.e->'id'),
+             case when u.e->>'type' <> 'delete' then coalesce(nullif(u.e->'data', 'null'), '{}') end,
+             case when jsonb_typeof(u.e->'data') = 'object' then array(select jsonb_object_keys(u.e->'data'))
+                  when u.e->>'type' = 'create' then '{}'::text[] end,
+             strpos(u.e::text, '$operation') > 0,
+             -- a create has nothing to be stale: an id that is there is already_exists whatever the token
+             case when u.e->>'type' <> 'create' then coalesce(u.e->>'readAt', given->>'readAt') end,
+             coalesce(u.e->>'onStale', given->>'onStale'), nullif(u.e->'where', 'null'),
+             given->'onlyChanged' = 'true' and u.e->>'type' = 'update', u.e->>'transactionId', null, null)::concord_internal.operation order by u.i),
+           (array_agg(format('operations[%s]%s', u.i - 1, u.problem) order by u.i) filter (where u.problem is not null))[1],
+           array_agg(distinct u.e->>'model')
+      into r.operations, problem, r.model_names
+      from (select v.e, v.i, concord_internal.operation_problem(v.e, v.i::integer - 1, given) as problem
+              from jsonb_array_elements(given->'operations') with ordinality v(e, i) offset 0) u;
+  end if;
+  if problem is null and jsonb_typeof(given->'reads') = 'array' then
+    select array_agg(row(
+             u.i - 1, u.e->>'model', null, u.e->'id', null,
+             case when jsonb_typeof(u.e->'fields') = 'array' then array(select jsonb_array_elements_text(u.e->'fields')) end,
+             coalesce(u.e->'exists' = 'false', false), u.e->>'group', coalesce(u.e->>'readAt', given->>'readAt'),
+             coalesce(u.e->>'onStale', given->>'onStale'))::concord_internal.premise order by u.i),
+           (array_agg(format('reads[%s]%s', u.i - 1, u.problem) order by u.i) filter (where u.problem is not null))[1],
+           array(select distinct n from unnest(r.model_names || array_agg(u.e->>'model')) n where n is not null)
+      into r.premises, problem, r.model_names
+      from (select v.e, v.i, concord_internal.premise_problem(v.e, given) as problem
+              from jsonb_array_elements(given->'reads') with ordinality v(e, i) offset 0) u;
+  end if;
+  if problem is not null then
+    r.refusal := concord_internal.refusal('invalid_request', nullif(split_part(problem, '|', 1), ''),
+                   coalesce(nullif(split_part(problem, '|', 1), '') || ': ', '') || split_part(problem, '|', 2));
     return r;
-  end;
-  r.refusal := concord_internal.refusal('invalid_request', nullif(path, ''), coalesce(nullif(path, '') || ': ', '') || problem);
+  end if;
+  r.premises := coalesce(r.premises, '{}');
+  r.idempotency_key := given->>'idempotencyKey';
+  r.label := given->>'label';
+  r.want_rows := given->'returning' = 'true';
+  r.only_changed := given->'onlyChanged' = 'true';
   return r;
 end
 $$;
 
 select concord_internal.open_to('concord_internal.reference(jsonb)', 'concord_app');
+select concord_internal.open_to('concord_internal.first_key(jsonb)', 'concord_app');
+select concord_internal.open_to('concord_internal.bad_reference(jsonb,integer)', 'concord_app');
+select concord_internal.open_to('concord_internal.top_problem(jsonb)', 'concord_app');
+select concord_internal.open_to('concord_internal.operation_problem(jsonb,integer,jsonb)', 'concord_app');
+select concord_internal.open_to('concord_internal.premise_problem(jsonb,jsonb)', 'concord_app');
 select concord_internal.open_to('concord_internal.parse_request(jsonb)', 'concord_app');

@@ -1,7 +1,7 @@
 -- 2 resolve: models, columns, ids and values, still without looking at a row. Definers read concord's tables; everything
 -- that runs a user type's input function runs as the caller.
 
--- The models of these names for a tenant: its own before a shared one. null stays where there is none.
+-- The models of these names for a tenant: its own before a shared one. One that is not there has no id.
 create function concord_internal.models_named(names text[], tenant text)
 returns concord_internal.models[]
 language plpgsql
@@ -10,46 +10,39 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  found concord_internal.models[] := '{}';
+  listed concord_internal.models[] := '{}';
   m concord_internal.models;
   wanted text;
 begin
   foreach wanted in array names loop
-    select * into m from concord_internal.models o
-     where o.name = wanted and o.tenant in (models_named.tenant, '') order by o.tenant desc limit 1;
-    if m.id is not null and not exists (select from pg_class where oid = m.rel) then
-      m := null;
-    end if;
-    found := found || m;
+    select o.* into m from concord_internal.models o
+     where o.name = wanted and o.tenant in (models_named.tenant, '') and exists (select from pg_class where oid = o.rel)
+     order by o.tenant desc limit 1;
+    listed := listed || m;
   end loop;
-  return found;
+  return listed;
 end
 $$;
 
 -- The model over the columns as they are now. A column that came, went or was renamed changes nothing here: the trigger's
 -- fallback leaves no gap. A retyped one does (values can't be compared across it), as does a partition without triggers.
--- Returns m with live columns, or with id null when it is model_changed.
+-- Without an id when it is model_changed.
 create function concord_internal.live_model(m concord_internal.models)
 returns concord_internal.models
 language plpgsql
 stable
 as $$
 declare
-  live jsonb;
+  live constant jsonb := concord_internal.columns_of(m.rel);
 begin
-  if concord_internal.signature(m.rel) <> m.signature then
-    live := concord_internal.columns_of(m.rel);
-    if concord_internal.retyped(m.columns, live) is not null then
-      m.id := null;
-    end if;
-    m.columns := live;
-    m.key_columns := concord_internal.key_columns_of(m.rel);
-    if m.key_columns is null then
-      m.id := null;
-    end if;
+  if concord_internal.retyped(m.columns, live) is not null
+     or exists (select from concord_internal.relations_without_triggers(m.rel)) then
+    m.id := null;
   end if;
-  if exists (select from pg_class where oid = m.rel and relkind = 'p')
-     and exists (select from concord_internal.relations_without_triggers(m.rel)) then
+  m.columns := live;
+  m.any_value := concord_internal.any_value_columns(live);
+  m.key_columns := concord_internal.key_columns_of(m.rel);
+  if m.key_columns is null then
     m.id := null;
   end if;
   return m;
@@ -59,10 +52,15 @@ $$;
 -- "a integer, b text": the columns of a typed record made from a JSON object.
 create function concord_internal.record_of(m concord_internal.models, fields text[])
 returns text
-language sql
+language plpgsql
 immutable
 as $$
-  select string_agg(format('%I %s', f, m.columns->f->>'t'), ', ') from unnest(fields) f
+begin
+  if cardinality(fields) = 1 then
+    return quote_ident(fields[1]) || ' ' || (m.columns->fields[1]->>'t');
+  end if;
+  return (select string_agg(format('%I %s', f, m.columns->f->>'t'), ', ') from unnest(fields) f);
+end
 $$;
 
 -- Ids as the table has them: typed by the key's input function, and back to canonical text. Raises what Postgres raises.
@@ -72,13 +70,11 @@ language plpgsql
 stable
 as $$
 declare
-  type text;
   key text;
   object jsonb;
 begin
   if cardinality(m.key_columns) = 1 and jsonb_typeof(id) <> 'object' then
-    type := m.columns->(m.key_columns[1]::text)->>'t';
-    case type
+    case m.columns->(m.key_columns[1]::text)->>'t'
       when 'uuid' then return (id #>> '{}')::uuid::text;
       when 'bigint' then return (id #>> '{}')::bigint::text;
       when 'integer' then return (id #>> '{}')::integer::text;
@@ -111,17 +107,12 @@ language plpgsql
 stable
 as $$
 declare
-  field text;
-  value jsonb;
-  doubtful text[];
+  doubtful constant text[] := array(
+    select e.key from jsonb_each(data) e
+     where e.value <> 'null' and m.columns->e.key->>'t' not in ('text', 'jsonb', 'json')
+       and not (jsonb_typeof(e.value) = 'object' and e.value ? '$operation'));
 begin
-  for field, value in select * from jsonb_each(data) loop
-    if value <> 'null' and m.columns->field->>'t' not in ('text', 'jsonb', 'json')
-       and not (jsonb_typeof(value) = 'object' and value ? '$operation') then
-      doubtful := doubtful || field;
-    end if;
-  end loop;
-  if doubtful is not null then
+  if doubtful <> '{}' then
     execute format('select %s from jsonb_to_record($1) v(%s)',
                    (select string_agg(format('v.%I', f), ', ') from unnest(doubtful) f), concord_internal.record_of(m, doubtful))
       using data;
@@ -129,90 +120,103 @@ begin
 end
 $$;
 
--- Fills in m, key and token problems; or returns the refusal.
+-- Names of an operation or premise that are no columns: '.path' or null.
+create function concord_internal.unknown_column(m concord_internal.models, fields text[], condition jsonb)
+returns text
+language plpgsql
+stable
+as $$
+begin
+  return coalesce((select '.data.' || f from unnest(fields) f where m.columns->f is null or m.columns->f->>'g' <> '' limit 1),
+                  (select '.where.' || k from jsonb_object_keys(condition) k where not m.columns ? k limit 1));
+end
+$$;
+
+-- Fills in m and key of operations and premises; or sets the refusal.
 create function concord_internal.resolve_request(inout r concord_internal.request, models concord_internal.models[])
 language plpgsql
 stable
 as $$
 declare
+  operations concord_internal.operation[] := r.operations;  -- plain variables: an element of a record's field is not
+  premises concord_internal.premise[] := r.premises;        -- assigned in place
   o concord_internal.operation;
   p concord_internal.premise;
   m concord_internal.models;
+  part text;
   path text;
-  field text;
-  i integer;
-  operations concord_internal.operation[] := r.operations;
-  premises concord_internal.premise[] := r.premises;
 begin
-  foreach o in array r.operations loop
-    m := models[o.m];
-    path := 'operations[' || o.n || ']';
-    for field in select f from unnest(o.fields) f where not m.columns ? f or m.columns->f->>'g' <> '' limit 1 loop
-      r.refusal := concord_internal.refusal('invalid_request', path || '.data.' || field,
-        format('%s has no column %I that can be written', o.model, field));
-      return;
-    end loop;
-    for field in select k from jsonb_object_keys(o.condition) k where not m.columns ? k limit 1 loop
-      r.refusal := concord_internal.refusal('invalid_request', path || '.where.' || field, format('%s has no column %I', o.model, field));
-      return;
-    end loop;
+  foreach o in array operations loop
+    if m.name is distinct from o.model then
+      o.m := array_position(r.model_names, o.model);
+      m := models[o.m];
+    else
+      o.m := array_position(r.model_names, o.model);
+    end if;
+    if o.condition is not null or not (o.fields <@ m.any_value or m.columns ?& o.fields and strpos(m.columns::text, '"g"') = 0) then
+      path := concord_internal.unknown_column(m, o.fields, o.condition);
+      if path is not null then
+        r.refusal := concord_internal.refusal('invalid_request', 'operations[' || o.n || ']' || path,
+          format('%s has no such column that can be written or compared', o.model));
+        return;
+      end if;
+    end if;
     if o.only_changed and m.detail = 'names' then
       r.refusal := concord_internal.refusal('invalid_request', 'onlyChanged',
         format('%s is tracked with detail "names": the log does not hold the values that onlyChanged compares with', o.model));
       return;
     end if;
+    operations[o.n + 1] := o;
   end loop;
-  foreach p in array r.premises loop
-    if p.m is not null then
+  foreach p in array premises loop
+    if p.model is not null then
+      p.m := array_position(r.model_names, p.model);
       m := models[p.m];
-      for i in 1 .. coalesce(cardinality(p.fields), 0) loop
-        if not m.columns ? p.fields[i] then
-          r.refusal := concord_internal.refusal('invalid_request', format('reads[%s].fields[%s]', p.n, i - 1),
-            format('%s has no column %I', p.model, p.fields[i]));
-          return;
-        end if;
-      end loop;
+      if not m.columns ?& p.fields then
+        r.refusal := (select concord_internal.refusal('invalid_request', format('reads[%s].fields[%s]', p.n, i - 1), format('%s has no column %I', p.model, f))
+                        from unnest(p.fields) with ordinality u(f, i) where not m.columns ? f limit 1);
+        return;
+      end if;
+      premises[p.n + 1] := p;
     end if;
   end loop;
 
-  -- Ids and values, in one block: the block costs a subtransaction without an id, since nothing is written in it. Only
-  -- when something fails is each value tried alone, to name it.
-  path := '';
+  -- Ids and values, in one block: it costs a subtransaction without an id, since nothing is written in it. Only when
+  -- something fails is each value tried alone, to name it.
   begin
-    for i in 1 .. cardinality(operations) loop
-      o := operations[i];
+    foreach o in array operations loop
       m := models[o.m];
+      part := 'id';
       if o.ref is not null then
         o.key := (operations[o.ref + 1]).key;
       elsif o.id is not null then
-        path := 'operations[' || o.n || '].id';
         o.key := concord_internal.canonical_key(m, o.id);
       end if;
-      if o.key is not null then
-        operations[i] := o;
-      end if;
-      if o.data is not null then
-        path := 'operations[' || o.n || '].data';
+      operations[o.n + 1] := o;
+      if not o.fields <@ m.any_value then
+        part := 'data';
         perform concord_internal.try_values(m, o.data);
       end if;
       if o.condition is not null then
-        path := 'operations[' || o.n || '].where';
+        part := 'where';
         perform concord_internal.try_values(m, o.condition);
       end if;
     end loop;
-    for i in 1 .. cardinality(premises) loop
-      p := premises[i];
+    o := null;
+    foreach p in array premises loop
       if p.m is not null then
-        path := 'reads[' || p.n || '].id';
-        p.key := concord_internal.canonical_key(models[p.m], p.id);
-        premises[i] := p;
+        m := models[p.m];
+        p.key := concord_internal.canonical_key(m, p.id);
+        premises[p.n + 1] := p;
       end if;
     end loop;
-  exception when data_exception or integrity_constraint_violation or invalid_text_representation or undefined_object
-              or undefined_function or undefined_table or invalid_parameter_value then
-    r.refusal := concord_internal.refusal('invalid_request',
-      path || coalesce('.' || concord_internal.first_bad_value(m, case when path like '%.data' then o.data when path like '%.where' then o.condition end), ''),
-      sqlerrm);
+  exception when data_exception or integrity_constraint_violation or undefined_object or undefined_function or undefined_table
+              or invalid_parameter_value or numeric_value_out_of_range then
+    r.refusal := concord_internal.refusal('invalid_request', case
+        when o.n is null then format('reads[%s].id', p.n)
+        when part = 'id' then format('operations[%s].id', o.n)
+        else format('operations[%s].%s', o.n, part)
+             || coalesce('.' || concord_internal.first_bad_value(m, case part when 'data' then o.data else o.condition end), '') end, sqlerrm);
   end;
   r.operations := operations;
   r.premises := premises;
@@ -244,5 +248,6 @@ select concord_internal.open_to('concord_internal.live_model(concord_internal.mo
 select concord_internal.open_to('concord_internal.record_of(concord_internal.models,text[])', 'concord_app');
 select concord_internal.open_to('concord_internal.canonical_key(concord_internal.models,jsonb)', 'concord_app');
 select concord_internal.open_to('concord_internal.try_values(concord_internal.models,jsonb)', 'concord_app');
+select concord_internal.open_to('concord_internal.unknown_column(concord_internal.models,text[],jsonb)', 'concord_app');
 select concord_internal.open_to('concord_internal.resolve_request(concord_internal.request,concord_internal.models[])', 'concord_app');
 select concord_internal.open_to('concord_internal.first_bad_value(concord_internal.models,jsonb)', 'concord_app');

@@ -18,7 +18,7 @@ declare
     concord_internal.stable_text(format('t.%I', m.tenant_column), m.columns->(m.tenant_column::text)->>'t'), tenant) end;
 begin
   if cardinality(m.key_columns) = 1 then
-    return format('select %s from %s t where %st.%I = any ($1::text[]::%s[])', what, m.rel, wall, key_col, m.columns->key_col->>'t');
+    return 'select ' || what || ' from ' || m.rel || ' t where ' || wall || 't.' || quote_ident(key_col) || ' = any ($1::text[]::' || (m.columns->key_col->>'t') || '[])';
   end if;
   return format('select %s from %s t where %s(%s) in (select %s from unnest($1) u(k), jsonb_to_record(u.k::jsonb) k(%s))',
     what, m.rel, wall,
@@ -34,16 +34,22 @@ returns text[]
 language plpgsql
 as $$
 declare
-  key_text constant text := concord_internal.key_expression(m.key_columns, m.columns, 't');
-  lock_statement constant text := format('select array_agg(s.k) from (%s order by 1 for %s of t) s',
-    concord_internal.rows_by_key(m, format('(%s) collate "C" as k', key_text), tenant), strength);
+  key_text constant text := '(' || concord_internal.key_expression(m.key_columns, m.columns, 't') || ')';
+  lock_statement constant text := 'select array_agg(s.k) from ('
+    || concord_internal.rows_by_key(m, key_text || ' collate "C" as k', tenant) || ' order by 1 for ' || strength || ' of t) s';
   locked text[];
   unlocked text[];
+  found_key text;
 begin
+  if cardinality(keys) = 1 and cardinality(m.key_columns) = 1 then  -- most commits
+    execute concord_internal.rows_by_key(m, key_text, tenant) || ' for ' || strength || ' of t' into found_key using keys;
+    if found_key is not null then
+      return keys;
+    end if;
+  end if;
   execute lock_statement into locked using keys;
-  loop
-    exit when cardinality(locked) = cardinality(keys);
-    execute format('select array_agg(s.k) from (%s) s where s.k <> all ($2)', concord_internal.rows_by_key(m, format('(%s) as k', key_text), tenant))
+  while cardinality(locked) is distinct from cardinality(keys) loop
+    execute 'select array_agg(s.k) from (' || concord_internal.rows_by_key(m, key_text || ' as k', tenant) || ') s where s.k <> all ($2)'
       into unlocked using keys, coalesce(locked, '{}');
     exit when unlocked is null;
     execute lock_statement into locked using keys;
@@ -52,57 +58,33 @@ begin
 end
 $$;
 
--- Locks everything that the request writes or rests on. Returns, model by model, "m key" of each target that exists.
-create function concord_internal.lock_request(r concord_internal.request, models concord_internal.models[], tenant text)
-returns text[]
+-- The advisory locks of a request, in the order of their ids. Every commit shares its tenant, and the shared models; a
+-- large one takes them alone instead of many keys.
+create function concord_internal.lock_keys(r concord_internal.request, models concord_internal.models[], tenant text)
+returns void
 language plpgsql
+set plan_cache_mode = force_generic_plan
 as $$
 declare
   target record;
-  ids bigint[];
-  present text[] := '{}';
-  many constant boolean := cardinality(r.operations) + cardinality(r.premises) > concord_internal.most_locks();
-  o concord_internal.operation;
 begin
-  if cardinality(r.operations) = 1 then
-    o := r.operations[1];
-    if o.type <> 'create' then
-      present := array(select o.m || ' ' || k from unnest(concord_internal.lock_rows(models[o.m], array[o.key],
-                       case o.type when 'update' then 'no key update' else 'update' end, tenant)) k);
-    end if;
-  else
-    -- Neighbours in the order that want the same strength go in one statement.
-    for target in
-      with wanted as (
-        select (models[u.m]).id as model, u.m, u.key collate "C" as key, bool_or(u.type = 'delete') as strong
-          from unnest(r.operations) u where u.type <> 'create' and u.key is not null group by 1, 2, 3),
-      runs as (
-        select *, row_number() over (order by model, key) - row_number() over (partition by model, strong order by key) as run from wanted)
-      select m, strong, array_agg(key order by key) as keys from runs group by model, m, strong, run order by model, min(key)
-    loop
-      present := present || array(select target.m || ' ' || k from unnest(concord_internal.lock_rows(models[target.m], target.keys,
-                                case when target.strong then 'update' else 'no key update' end, tenant)) k);
-    end loop;
+  if cardinality(r.operations) + cardinality(r.premises) > concord_internal.most_locks() then
+    perform pg_advisory_xact_lock(concord_internal.tenant_lock('')), pg_advisory_xact_lock(concord_internal.tenant_lock(tenant));
+    return;
   end if;
-
-  -- Every commit shares its tenant, and the shared models; a large one takes them alone instead of many keys.
-  if many then
-    perform pg_advisory_xact_lock(concord_internal.tenant_lock(''));
-    perform pg_advisory_xact_lock(concord_internal.tenant_lock(tenant));
-    return present;
+  perform pg_advisory_xact_lock_shared(concord_internal.tenant_lock('')), pg_advisory_xact_lock_shared(concord_internal.tenant_lock(tenant));
+  if cardinality(r.operations) = 1 and r.premises = '{}' then
+    perform pg_advisory_xact_lock(concord_internal.row_lock((models[(r.operations[1]).m]).id, (r.operations[1]).key));  -- no key, no lock
+    return;
   end if;
-  perform pg_advisory_xact_lock_shared(concord_internal.tenant_lock(''));
-  perform pg_advisory_xact_lock_shared(concord_internal.tenant_lock(tenant));
   for target in
     select l.id, bool_or(l.alone) as alone
-      from (select concord_internal.row_lock((models[u.m]).id, u.key) as id, true as alone
-              from unnest(r.operations) u where u.key is not null
+      from (select concord_internal.row_lock((models[u.m]).id, u.key) as id, true as alone from unnest(r.operations) u where u.key is not null
             union all
-            select concord_internal.row_lock((models[u.m]).id, u.key), false
-              from unnest(r.premises) u where u.key is not null
+            select concord_internal.row_lock((models[u.m]).id, u.key), false from unnest(r.premises) u where u.key is not null
             union all
             select concord_internal.group_lock(g.tenant, u.grp), true
-              from unnest(r.premises) u, (values (tenant), ('')) g(tenant) where u.grp is not null) l
+              from unnest(r.premises) u, (values (lock_keys.tenant), ('')) g(tenant) where u.grp is not null) l
      group by l.id order by l.id
   loop
     if target.alone then
@@ -111,10 +93,44 @@ begin
       perform pg_advisory_xact_lock_shared(target.id);
     end if;
   end loop;
+end
+$$;
+
+-- Locks everything that the request writes or rests on. Returns "m key" of each target that is there.
+create function concord_internal.lock_request(r concord_internal.request, models concord_internal.models[], tenant text)
+returns text[]
+language plpgsql
+as $$
+declare
+  o constant concord_internal.operation := r.operations[1];
+  stretch record;
+  present text[] := '{}';
+begin
+  if cardinality(r.operations) = 1 then
+    if o.type <> 'create' and concord_internal.lock_rows(models[o.m], array[o.key],
+         case o.type when 'update' then 'no key update' else 'update' end, tenant) <> '{}' then
+      present := array[o.m || ' ' || o.key];
+    end if;
+  else
+    -- Neighbours in the order that want the same strength go in one statement.
+    for stretch in
+      with wanted as (
+        select (models[u.m]).id as model, u.m, u.key collate "C" as key, bool_or(u.type = 'delete') as strong
+          from unnest(r.operations) u where u.type <> 'create' and u.key is not null group by 1, 2, 3),
+      runs as (
+        select *, row_number() over (order by model, key) - row_number() over (partition by model, strong order by key) as run from wanted)
+      select m, strong, array_agg(key order by key) as keys from runs group by model, m, strong, run order by model, min(key)
+    loop
+      present := present || array(select stretch.m || ' ' || k from unnest(concord_internal.lock_rows(models[stretch.m], stretch.keys,
+                                    case when stretch.strong then 'update' else 'no key update' end, tenant)) k);
+    end loop;
+  end if;
+  perform concord_internal.lock_keys(r, models, tenant);
   return present;
 end
 $$;
 
 select concord_internal.open_to('concord_internal.rows_by_key(concord_internal.models,text,text)', 'concord_app');
 select concord_internal.open_to('concord_internal.lock_rows(concord_internal.models,text[],text,text)', 'concord_app');
+select concord_internal.open_to('concord_internal.lock_keys(concord_internal.request,concord_internal.models[],text)', 'concord_app');
 select concord_internal.open_to('concord_internal.lock_request(concord_internal.request,concord_internal.models[],text)', 'concord_app');

@@ -1,4 +1,6 @@
--- 4 judge: against the log, after the locks, each statement with a fresh snapshot.
+-- 4 judge: against the log, after the locks, each statement with a fresh snapshot. (Planned once, and always
+-- along the indexes: a plan made for each call would cost more than the look itself, and one that sorts or scans would
+-- read the whole history of a hot row, or the whole log, when statistics are behind.)
 --
 -- For one row the deltas come in the order of its writers' commits (each held the row's lock), so what a snapshot has
 -- seen of a row is a prefix by seq: the newest delta alone says whether anything is unseen, and the boundary can be found
@@ -14,19 +16,20 @@ returns integer[]
 language plpgsql
 security definer
 set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off
 as $$
-declare
-  since constant integer := case when t.xip = '{}' then t.epoch else 0 end;
-  who constant concord.principal := concord.principal();
 begin
   return (select array_agg(u.i::integer)
             from unnest(models, keys) with ordinality u(model, key, i)
-            join concord_internal.models m on m.id = u.model and m.tenant in ('', who.tenant)
+            join concord_internal.models m on m.id = u.model
+             -- (select …): asked once, and only where the model has a tenant
+             and (m.tenant = '' or m.tenant = (select (concord.principal()).tenant))
            cross join lateral (
              select d.epoch, d.xid from concord_internal.deltas d
               where hashtextextended(d.key, d.model::bigint) = hashtextextended(u.key, u.model::bigint)
                 and d.key is not null and d.key = u.key and d.model = u.model
-                and d.epoch >= since and d.xid >= t.xmin and (m.tenant_column is null or d.tenant = who.tenant)
+                and d.epoch >= case when t.xip = '{}' then t.epoch else 0 end and d.xid >= t.xmin
+                and (m.tenant_column is null or d.tenant = (select (concord.principal()).tenant))
               order by d.seq desc limit 1) newest
            where newest.epoch = t.epoch and newest.xid >= t.xmax or newest.xid = any (t.xip));
 end
@@ -38,6 +41,7 @@ returns integer[]
 language plpgsql
 security definer
 set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off
 as $$
 begin
   return (select array_agg(distinct d.model) from concord_internal.deltas d
@@ -72,6 +76,7 @@ returns jsonb
 language plpgsql
 security definer
 set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off
 as $$
 declare
   since constant integer := case when t.xip = '{}' then t.epoch else 0 end;
@@ -215,6 +220,7 @@ returns jsonb
 language plpgsql
 security definer
 set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off
 as $$
 declare
   who constant concord.principal := concord.principal();

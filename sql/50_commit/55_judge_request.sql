@@ -20,44 +20,58 @@ create function concord_internal.judge_tokens(r concord_internal.request, given 
 language plpgsql
 as $$
 declare
-  used record;
-  t concord_internal.token;
-  m concord_internal.models;
+  o concord_internal.operation;
+  p concord_internal.premise;
+  last_text text;
+  last_m integer;
 begin
   texts := '{}';
   tokens := '{}';
-  for used in
-    select min(i) as i, u.token, u.m, u.grp, max(u.premise) as premise, min(u.n) as n from (
-      select row_number() over () as i, o.token, o.m, null as grp, 0 as premise, o.n from unnest(r.operations) o where o.token is not null
-      union all
-      select 10000 + p.n, p.token, p.m, p.grp, 1, p.n from unnest(r.premises) p) u
-     group by u.token, u.m, u.grp order by 1
-  loop
-    if array_position(texts, used.token) is null then
-      t := concord_internal.parse_token(used.token);
-      if t.problem is not null then
-        refusal := concord_internal.refusal(t.problem, case
-          when given #> array[case used.premise when 1 then 'reads' else 'operations' end, used.n::text, 'readAt'] is null then 'readAt'
-          else format('%s[%s].readAt', case used.premise when 1 then 'reads' else 'operations' end, used.n) end);
-        return;
-      end if;
-      texts := texts || used.token;
-      tokens := tokens || t;
-    else
-      t := tokens[array_position(texts, used.token)];
-    end if;
-    if used.m is not null then
-      m := models[used.m];
-      if m.paused or m.id is null or not concord_internal.has_seen(t, m.horizon_epoch, m.horizon_xid, 0) then
-        refusal := concord_internal.refusal('model_changed',
-          format('%s[%s]', case used.premise when 1 then 'reads' else 'operations' end, used.n), null, jsonb_build_object('model', r.model_names[used.m]));
-        return;
-      end if;
-    elsif not concord_internal.knows_group(used.grp, t) then
-      refusal := concord_internal.refusal('model_changed', format('reads[%s].group', used.n));
+  foreach o in array r.operations loop
+    continue when o.token is null or (o.token = last_text and o.m = last_m);
+    last_text := o.token;
+    last_m := o.m;
+    select j.refusal, j.texts, j.tokens into refusal, texts, tokens from concord_internal.judge_token(texts, tokens, o.token, models[o.m], null,
+      case when given->'operations'->o.n ? 'readAt' then 'operations[' || o.n || '].readAt' else 'readAt' end, 'operations[' || o.n || ']') j;
+    if refusal is not null then
       return;
     end if;
   end loop;
+  foreach p in array r.premises loop
+    select j.refusal, j.texts, j.tokens into refusal, texts, tokens from concord_internal.judge_token(texts, tokens, p.token, models[p.m], p.grp,
+      case when given->'reads'->p.n ? 'readAt' then 'reads[' || p.n || '].readAt' else 'readAt' end, 'reads[' || p.n || ']') j;
+    if refusal is not null then
+      return;
+    end if;
+  end loop;
+end
+$$;
+
+create function concord_internal.judge_token(inout texts text[], inout tokens concord_internal.token[], token text,
+  m concord_internal.models, grp text, token_path text, path text, out refusal jsonb)
+language plpgsql
+as $$
+declare
+  t concord_internal.token;
+begin
+  if token = any (texts) then
+    t := tokens[array_position(texts, token)];
+  else
+    t := concord_internal.parse_token(token);
+    if t.problem is not null then
+      refusal := concord_internal.refusal(t.problem, token_path);
+      return;
+    end if;
+    texts := texts || token;
+    tokens := tokens || t;
+  end if;
+  if grp is not null then
+    if not concord_internal.knows_group(grp, t) then
+      refusal := concord_internal.refusal('model_changed', path || '.group');
+    end if;
+  elsif m.paused or not concord_internal.has_seen(t, m.horizon_epoch, m.horizon_xid, 0) then
+    refusal := concord_internal.refusal('model_changed', path, null, jsonb_build_object('model', m.name));
+  end if;
 end
 $$;
 
@@ -95,6 +109,38 @@ begin
 end
 $$;
 
+-- The commonest request, whose rows nobody has touched, is through with this one look: positions ('o 3', 'r 0') whose
+-- newest delta is unseen, or whose model has an unseen whole-model delta.
+create function concord_internal.moved_places(r concord_internal.request, models concord_internal.models[],
+  texts text[], tokens concord_internal.token[])
+returns text[]
+language plpgsql
+set plan_cache_mode = force_generic_plan
+as $$
+declare
+  places text[];
+  ids integer[];
+  keys text[];
+  moved text[] := '{}';
+  rows integer[];
+  whole integer[];
+begin
+  for i in 1 .. cardinality(texts) loop
+    select array_agg(c.place), array_agg(c.model), array_agg(c.key) into places, ids, keys
+      from (select 'o ' || u.n as place, (models[u.m]).id as model, u.key from unnest(r.operations) u
+             where u.token = texts[i] and u.mode is distinct from 'overwrite' and u.key is not null and u.ref is null
+            union all
+            select 'r ' || u.n, (models[u.m]).id, u.key from unnest(r.premises) u where u.token = texts[i] and u.key is not null) c;
+    continue when places is null;
+    rows := concord_internal.moved_rows(ids, keys, tokens[i]);
+    whole := concord_internal.moved_models(ids, tokens[i]);
+    continue when rows is null and whole is null;
+    moved := moved || array(select u.place from unnest(places, ids) with ordinality u(place, id, x) where u.x = any (rows) or u.id = any (whole));
+  end loop;
+  return moved;
+end
+$$;
+
 create function concord_internal.judge_request(inout r concord_internal.request, models concord_internal.models[], present text[],
   texts text[], tokens concord_internal.token[], kind text, tenant text, inout notifications jsonb default '[]')
 language plpgsql
@@ -106,9 +152,8 @@ declare
   t concord_internal.token;
   operations concord_internal.operation[] := r.operations;
   missing record;
-  moved text[] := '{}';        -- 'o 3', 'r 0': positions whose newest delta is unseen
-  whole integer[];
-  candidate record;
+  moved constant text[] := concord_internal.moved_places(r, models, texts, tokens);
+  all_there constant boolean := cardinality(present) = cardinality(r.operations);  -- each locked, and they are distinct
   observed text;
   conflict jsonb;
   current_values jsonb;
@@ -118,8 +163,11 @@ declare
   rejected boolean := false;
   hold_all boolean := false;
   first_param text;
-  i integer;
 begin
+  if all_there and moved = '{}' and r.premises = '{}' and not coalesce(r.only_changed, false)
+     and not exists (select from unnest(operations) u where u.condition is not null) then
+    return;
+  end if;
   select * into missing from concord_internal.first_missing(r, models, present, tenant);
   if missing.code is not null then
     r.refusal := concord_internal.refusal(missing.code, format('operations[%s].id', missing.n));
@@ -131,25 +179,6 @@ begin
       r.refusal := concord_internal.refusal('precondition_failed', format('operations[%s].where', o.n));
       return;
     end if;
-  end loop;
-
-  -- Candidates, a set for each token.
-  for i in 1 .. cardinality(texts) loop
-    t := tokens[i];
-    for candidate in
-      select array_agg(c.place order by c.place) as places, array_agg(c.model order by c.place) as models, array_agg(c.key order by c.place) as keys
-        from (select 'o ' || u.n as place, (models[u.m]).id as model, u.key from unnest(operations) u
-               where u.token = texts[i] and u.mode is distinct from 'overwrite' and u.key is not null and u.ref is null
-              union all
-              select 'r ' || u.n, (models[u.m]).id, u.key from unnest(r.premises) u where u.token = texts[i] and u.key is not null) c
-      having count(*) > 0
-    loop
-      moved := moved || array(select candidate.places[x] from unnest(concord_internal.moved_rows(candidate.models, candidate.keys, t)) x);
-      whole := concord_internal.moved_models(candidate.models, t);
-      if whole is not null then
-        moved := moved || array(select x.place from unnest(candidate.places, candidate.models) x(place, model) where x.model = any (whole));
-      end if;
-    end loop;
   end loop;
 
   -- Premises: a stale one applies its mode to the whole batch.
@@ -288,6 +317,8 @@ $$;
 
 select concord_internal.open_to('concord_internal.notification(jsonb,text,text,text,text,jsonb,jsonb,jsonb)', 'concord_app');
 select concord_internal.open_to('concord_internal.judge_tokens(concord_internal.request,jsonb,concord_internal.models[])', 'concord_app');
+select concord_internal.open_to('concord_internal.judge_token(text[],concord_internal.token[],text,concord_internal.models,text,text,text)', 'concord_app');
+select concord_internal.open_to('concord_internal.moved_places(concord_internal.request,concord_internal.models[],text[],concord_internal.token[])', 'concord_app');
 select concord_internal.open_to('concord_internal.first_missing(concord_internal.request,concord_internal.models[],text[],text)', 'concord_app');
 select concord_internal.open_to('concord_internal.judge_request(concord_internal.request,concord_internal.models[],text[],text[],concord_internal.token[],text,text,jsonb)', 'concord_app');
 select concord_internal.open_to('concord_internal.observed_now()', 'concord_app');

@@ -44,9 +44,11 @@ begin
     end if;
     get diagnostics written = row_count;
   elsif type = 'update' and cardinality(keys) = 1 and cardinality(m.key_columns) = 1 then
-    execute format('update %s t set %s from jsonb_to_record($2) v(%s) where t.%I = $1::%s', m.rel,
-        (select string_agg(format('%1$I = v.%1$I', f), ', ') from unnest(fields) f), concord_internal.record_of(m, fields),
-        m.key_columns[1], m.columns->(m.key_columns[1]::text)->>'t') using keys[1], data[1];
+    execute 'update ' || m.rel || ' t set '
+        || case when cardinality(fields) = 1 then quote_ident(fields[1]) || ' = v.' || quote_ident(fields[1])
+                else (select string_agg(format('%1$I = v.%1$I', f), ', ') from unnest(fields) f) end
+        || ' from jsonb_to_record($2) v(' || concord_internal.record_of(m, fields) || ') where t.' || quote_ident(m.key_columns[1])
+        || ' = $1::' || (m.columns->(m.key_columns[1]::text)->>'t') using keys[1], data[1];
     get diagnostics written = row_count;
   elsif type = 'update' then
     execute format('update %s t set %s from (select %s, u.d from unnest($1, $2) u(k, d), jsonb_to_record(%s) k(%s)) u, jsonb_to_record(u.d) v(%s) where %s', m.rel,
@@ -86,6 +88,15 @@ declare
   repeats constant boolean := many > 1 and (select count(*) > count(distinct (u.m, u.key)) from unnest(operations) u);
   i integer := 1;
 begin
+  o := operations[1];
+  if many = 1 and o.type <> 'create' and not o.refs then  -- most commits
+    if o.outcome is null then
+      perform concord_internal.write_rows(models[o.m], o.type, o.fields, array[o.key], array[o.data], tenant);
+      o.outcome := 'applied';
+      r.operations := array[o];
+    end if;
+    return;
+  end if;
   while i <= many loop
     o := operations[i];
     if o.outcome is not null then

@@ -8,6 +8,7 @@ declare
   r concord_internal.request;
   who concord.principal;
   models concord_internal.models[];
+  m concord_internal.models;
   refusal jsonb;
   texts text[];
   tokens concord_internal.token[];
@@ -18,7 +19,7 @@ declare
   digest bytea;
   was_timeout constant text := current_setting('lock_timeout');
   was_committing constant text := coalesce(current_setting('concord.committing', true), '');
-  commit_id uuid;
+  commit_id constant uuid := gen_random_uuid();
   before_seq bigint;
   after_seq bigint;
   receipt jsonb;
@@ -55,15 +56,18 @@ begin
   -- models, columns, ids, values
   models := concord_internal.models_named(r.model_names, who.tenant);
   for i in 1 .. cardinality(models) loop
-    if (models[i]).id is null then
-      return concord_internal.refusal('model_unknown',
-        (select p from (select u.n, format('operations[%s].model', u.n) as p from unnest(r.operations) u where u.m = i
-                        union all select 10000 + u.n, format('reads[%s].model', u.n) from unnest(r.premises) u where u.m = i) x order by x.n limit 1),
-        null, jsonb_build_object('model', r.model_names[i]));
+    m := models[i];
+    if m.id is null then
+      return concord_internal.refusal('model_unknown', concord_internal.first_use(r, r.model_names[i]), null,
+                                      jsonb_build_object('model', r.model_names[i]));
     end if;
-    models[i] := concord_internal.live_model(models[i]);
-    if (models[i]).id is null then
-      return concord_internal.refusal('model_changed', null, null, jsonb_build_object('model', r.model_names[i]));
+    if concord_internal.signature(m.rel) <> m.signature or m.partitioned then
+      m := concord_internal.live_model(m);
+      models[i] := m;
+      if m.id is null then
+        return concord_internal.refusal('model_changed', concord_internal.first_use(r, r.model_names[i]), null,
+                                        jsonb_build_object('model', r.model_names[i]));
+      end if;
     end if;
   end loop;
   r := concord_internal.resolve_request(r, models);
@@ -100,8 +104,6 @@ begin
   end if;
 
   -- write
-  commit_id := concord_internal.open_commit(
-    array(select concord_internal.row_lock((models[u.m]).id, u.key) from unnest(r.operations) u where u.outcome is null and u.key is not null), r.label);
   before_seq := concord_internal.last_delta_seq();
   perform set_config('concord.committing', '1', true);
   r := concord_internal.write_request(r, models, who.tenant);
@@ -110,41 +112,63 @@ begin
 
   -- answer
   receipt := concord_internal.answer(r, models, commit_id, notifications, seen, before_seq, after_seq, who.tenant);
-  perform concord_internal.close_commit(commit_id,
-    array(select (models[u.m]).id from unnest(r.operations) u where u.type = 'create' and u.id is null and u.outcome = 'applied' order by u.n),
-    array(select u.key from unnest(r.operations) u where u.type = 'create' and u.id is null and u.outcome = 'applied' order by u.n),
-    r.idempotency_key, digest, receipt,
-    case when (receipt->>'held')::integer > 0 then
-      (select jsonb_agg(jsonb_build_object('model', (models[u.m]).id, 'id', u.key, 'fields', u.fields, 'seq', u.conflict->'seq'))
-         from unnest(r.operations) u where u.outcome = 'held') end);
+  perform concord_internal.record_commit(commit_id, before_seq, after_seq, r.label, r.idempotency_key, digest, receipt,
+    case when receipt->'held' <> '0' then concord_internal.held_entries(r, models) end);
   perform set_config('lock_timeout', was_timeout, true);
   return receipt;
 end
+$$;
+
+-- Where a model is named first, for the path of a refusal.
+create function concord_internal.first_use(r concord_internal.request, model text)
+returns text
+language sql
+immutable
+as $$
+  select u.path from (select o.n, format('operations[%s].model', o.n) as path from unnest(r.operations) o where o.model = first_use.model
+                      union all
+                      select 10000 + p.n, format('reads[%s].model', p.n) from unnest(r.premises) p where p.model = first_use.model) u
+   order by u.n limit 1
+$$;
+
+create function concord_internal.held_entries(r concord_internal.request, models concord_internal.models[])
+returns jsonb
+language sql
+immutable
+as $$
+  select jsonb_agg(jsonb_build_object('model', (models[u.m]).id, 'id', u.key, 'fields', u.fields, 'seq', u.conflict->'seq'))
+    from unnest(r.operations) u where u.outcome = 'held'
 $$;
 
 create function concord_internal.answer(r concord_internal.request, models concord_internal.models[], commit_id uuid, notifications jsonb,
   seen concord_internal.token, before_seq bigint, after_seq bigint, tenant text)
 returns jsonb
 language plpgsql
+set plan_cache_mode = force_generic_plan
 as $$
 declare
-  wrote constant boolean := exists (select from unnest(r.operations) u where u.outcome = 'applied');
-  drew constant boolean := wrote and after_seq > before_seq;
+  applied bigint;
+  held bigint;
+  unchanged bigint;
+  operations jsonb;
+  drew boolean;
 begin
+  select count(*) filter (where u.outcome = 'applied'), count(*) filter (where u.outcome = 'held'),
+         count(*) filter (where u.outcome = 'unchanged'),
+         jsonb_agg(jsonb_build_object('index', u.n, 'outcome', u.outcome)
+                   || case when u.key is null then '{}' else jsonb_build_object('id', u.key) end
+                   || case when u.transaction_id is null then '{}' else jsonb_build_object('transactionId', u.transaction_id) end
+                   || case when r.want_rows and u.outcome = 'applied' and u.type <> 'delete' then jsonb_build_object('data',
+                             concord_internal.row_values(models[u.m], u.key, array(select jsonb_object_keys((models[u.m]).columns)), tenant))
+                           else '{}' end order by u.n)
+    into applied, held, unchanged, operations
+    from unnest(r.operations) u;
+  drew := applied > 0 and after_seq > before_seq;
   return jsonb_build_object(
     'object', 'commit_receipt', 'id', commit_id, 'status', 'confirmed', 'replayed', false,
     'syncId', case when drew then after_seq end,
     'readAt', concord_internal.extend_token(seen, case when drew then pg_current_xact_id() end, after_seq),
-    'applied', (select count(*) from unnest(r.operations) u where u.outcome = 'applied'),
-    'held', (select count(*) from unnest(r.operations) u where u.outcome = 'held'),
-    'unchanged', (select count(*) from unnest(r.operations) u where u.outcome = 'unchanged'),
-    'operations', (select jsonb_agg(jsonb_strip_nulls(jsonb_build_object('index', u.n, 'outcome', u.outcome,
-                                      'id', case when u.outcome <> 'held' or u.key is not null then u.key end, 'transactionId', u.transaction_id))
-                                    || case when r.want_rows and u.outcome = 'applied' and u.type <> 'delete'
-                                            then jsonb_build_object('data', concord_internal.row_values(models[u.m], u.key,
-                                                   array(select jsonb_object_keys((models[u.m]).columns)), tenant))
-                                            else '{}' end order by u.n)
-                     from unnest(r.operations) u),
+    'applied', applied, 'held', held, 'unchanged', unchanged, 'operations', operations,
     'notifications', coalesce(notifications, '[]'));
 end
 $$;
@@ -240,6 +264,8 @@ end
 $$;
 
 select concord_internal.open_to('concord_internal.run_commit(jsonb)', 'concord_app');
+select concord_internal.open_to('concord_internal.first_use(concord_internal.request,text)', 'concord_app');
+select concord_internal.open_to('concord_internal.held_entries(concord_internal.request,concord_internal.models[])', 'concord_app');
 select concord_internal.open_to('concord_internal.answer(concord_internal.request,concord_internal.models[],uuid,jsonb,concord_internal.token,bigint,bigint,text)', 'concord_app');
 select concord_internal.open_to('concord.try_commit(jsonb)', 'concord_app');
 select concord_internal.open_to('concord.commit(jsonb)', 'concord_app');

@@ -50,7 +50,7 @@ begin
   s.all_tenants := pg_has_role(who, class.relowner, 'usage');
   s.shared := m.tenant = '' and m.tenant_column is null;
   s.own_only := class.relrowsecurity and not (s.all_tenants and not class.relforcerowsecurity)
-                and not (select rolsuper or rolbypassrls from pg_roles where rolname = who);
+                and not coalesce((select rolsuper or rolbypassrls from pg_roles where rolname = who), false);
   if not has_table_privilege(who, class.oid, 'select') then
     s.fields := columns;
   end if;
@@ -116,7 +116,9 @@ begin
   c.kind := concord_internal.kind_name(d.kind);
   c.actor := d.actor;
   c.on_behalf_of := d.on_behalf_of;
-  c.label := mine.label;
+  if s.all_tenants or mine.tenant = who.tenant then  -- a shared model's deltas cross tenants, what was said of them does not
+    c.label := mine.label;
+  end if;
   c.commit_id := mine.id;
   c.at := d.at;
   return c;

@@ -1,0 +1,168 @@
+-- What can go wrong around the models: roles, grants, functions, leaves, the server's state.
+create function concord_internal.pack_findings()
+returns setof concord.finding
+language plpgsql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  pack_owner constant oid := (select nspowner from pg_namespace where nspname = 'concord');
+  installed text;
+  found record;
+begin
+  select extversion into installed from pg_extension where extname = 'concord';
+  if installed <> concord.version() then
+    return next row('error', 'version_mixed', null, format('the extension is %s and its functions are %s', installed, concord.version()),
+      'alter extension concord update;')::concord.finding;
+  end if;
+
+  for found in select r from unnest(array['concord_owner', 'concord_app', 'concord_service']) r where to_regrole(r) is null loop
+    return next row('warning', 'role_missing', null, format('there is no role %s', found.r),
+      format('create role %I nologin; and let an administrator run the installation''s grants again', found.r))::concord.finding;
+  end loop;
+  if exists (select from pg_roles where rolname = 'concord_owner' and (rolsuper or rolbypassrls or rolcanlogin)) then
+    return next row('error', 'role_unsafe', null, 'concord_owner is a login, a superuser or BYPASSRLS',
+      'alter role concord_owner nologin nosuperuser nobypassrls;')::concord.finding;
+  end if;
+  if to_regrole('concord_app') is not null and to_regrole('concord_service') is not null
+     and not pg_has_role('concord_service', 'concord_app', 'member') then
+    return next row('warning', 'role_missing', null, 'concord_service is not a member of concord_app',
+      'grant concord_app to concord_service;')::concord.finding;
+  end if;
+  for found in
+    select t.login, to_regrole(quote_ident(t.login)) is null as gone from concord_internal.trusted_logins t
+     where to_regrole(quote_ident(t.login)) is null
+        or not coalesce(pg_has_role(to_regrole(quote_ident(t.login)), to_regrole('concord_service'), 'member'), false)
+     order by t.login
+  loop
+    return next row('warning', 'trust_lost', null,
+      format('login %I is trusted here and %s', found.login, case when found.gone then 'does not exist' else 'is no member of concord_service' end),
+      case when found.gone then format('select concord.distrust_login(%L);', found.login)
+           else format('grant concord_service to %I; or select concord.distrust_login(%L);', found.login, found.login) end)::concord.finding;
+  end loop;
+
+  for found in
+    select c.oid::regclass::text as rel, a.grantee, a.privilege_type
+      from pg_class c
+     cross join lateral (
+       select x.grantee, x.privilege_type from aclexplode(c.relacl) x
+       union
+       select x.grantee, x.privilege_type from pg_attribute t, aclexplode(t.attacl) x where t.attrelid = c.oid) a
+     where c.relnamespace = 'concord_internal'::regnamespace and a.grantee <> c.relowner
+     order by 1, 2, 3
+  loop
+    return next row('error', 'table_open', null,
+      format('%s has %s on %s', case when found.grantee = 0 then 'everybody' else found.grantee::regrole::text end, found.privilege_type, found.rel),
+      format('revoke all on %s from %s;', found.rel, case when found.grantee = 0 then 'public' else found.grantee::regrole::text end))::concord.finding;
+  end loop;
+  for found in
+    select p.oid::regprocedure::text as fn, a.grantee
+      from pg_proc p, aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a
+     where p.pronamespace = 'concord_internal'::regnamespace and p.prorettype = 'trigger'::regtype and a.grantee <> p.proowner
+     order by 1, 2
+  loop
+    return next row('error', 'function_open', null,
+      format('%s may execute %s, and so attach it to a table of its own', case when found.grantee = 0 then 'everybody' else found.grantee::regrole::text end, found.fn),
+      format('revoke all on function %s from %s;', found.fn, case when found.grantee = 0 then 'public' else found.grantee::regrole::text end))::concord.finding;
+  end loop;
+  for found in
+    select p.oid::regprocedure::text as fn, p.proowner::regrole::text as owner from pg_proc p
+     where p.pronamespace in ('concord'::regnamespace, 'concord_internal'::regnamespace) and p.proowner <> pack_owner
+     order by 1
+  loop
+    return next row('error', 'owner_changed', null, format('%s belongs to %s', found.fn, found.owner),
+      format('alter function %s owner to %s;', found.fn, pack_owner::regrole))::concord.finding;
+  end loop;
+  for found in
+    select p.oid::regprocedure::text as fn from pg_proc p
+     where p.pronamespace in ('concord'::regnamespace, 'concord_internal'::regnamespace) and p.prosecdef
+       and not coalesce('search_path=pg_catalog, pg_temp' = any (p.proconfig), false)
+     order by 1
+  loop
+    return next row('error', 'search_path_missing', null, format('%s runs with its owner''s rights on the caller''s search_path', found.fn),
+      format('alter function %s set search_path = pg_catalog, pg_temp;', found.fn))::concord.finding;
+  end loop;
+  for found in
+    select c.oid::regclass::text as rel from pg_class c
+     where c.relnamespace = 'concord_internal'::regnamespace and c.relkind = 'S' and c.relname like 'epoch\_%'
+       and (c.relpersistence = 'u') <> (c.relname <> 'epoch_ordinal')
+     order by 1
+  loop
+    return next row('error', 'epoch_mark', null, format('%s has the wrong persistence: a crash would not be noticed, or epochs would repeat', found.rel),
+      format('alter sequence %s set %s; select concord.new_epoch();', found.rel,
+             case when found.rel like '%epoch_ordinal' then 'logged' else 'unlogged' end))::concord.finding;
+  end loop;
+end
+$$;
+
+-- old_prepared: how long a prepared transaction may stand before it is said.
+create function concord_internal.server_findings(old_prepared interval default '1 hour')
+returns setof concord.finding
+language plpgsql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  retention constant interval := concord_internal.setting('retention')::interval;
+  pattern constant integer := (select count(*) from pg_index where indrelid = 'concord_internal.deltas_default'::regclass);
+  maintained_at constant timestamptz := (select u.maintained_at from concord_internal.upkeep u);
+  default_size constant bigint := pg_relation_size('concord_internal.deltas_default');
+  oldest timestamptz;
+  first_at timestamptz;
+  found record;
+begin
+  if current_setting('session_replication_role') = 'replica' then
+    return next row('error', 'replica_mode', null, 'session_replication_role is replica in this session: no trigger fires, nothing is logged',
+      'set session_replication_role = origin;')::concord.finding;
+  end if;
+  for found in
+    select coalesce('role ' || s.setrole::regrole::text, 'every role') as who from pg_db_role_setting s
+     where s.setdatabase in (0, (select oid from pg_database where datname = current_database()))
+       and 'session_replication_role=replica' = any (s.setconfig)
+     order by 1
+  loop
+    return next row('error', 'replica_mode', null, format('session_replication_role is set to replica for %s: its writes are not logged',
+        case when found.who = 'role -' then 'every role' else found.who end),
+      'alter role … (or alter database …) reset session_replication_role;')::concord.finding;
+  end loop;
+
+  for found in
+    select p.gid, p.prepared from pg_prepared_xacts p
+     where p.database = current_database() and p.prepared < clock_timestamp() - old_prepared order by p.gid
+  loop
+    return next row('warning', 'prepared_old', null,
+      format('transaction %L has been prepared since %s: what it changed is in no reader''s sight, its locks stand, and the log can''t be cut past it',
+             found.gid, to_char(found.prepared at time zone 'UTC', 'YYYY-MM-DD HH24:MI"Z"')),
+      format('commit prepared %L; or rollback prepared %L;', found.gid, found.gid))::concord.finding;
+  end loop;
+
+  for found in select l.leaf from concord_internal.leaves() l loop
+    if (select count(*) from pg_index where indrelid = found.leaf and indisvalid) < pattern then
+      return next row('warning', 'leaf_index_missing', null, format('%s lacks an index of the log: checks read all of it', found.leaf),
+        format('create on %s the indexes that concord_internal.deltas_default has', found.leaf))::concord.finding;
+    end if;
+    execute format('select min(at) from (select at from %s limit 100) first', found.leaf) into first_at;
+    oldest := least(oldest, first_at);
+  end loop;
+  if oldest < clock_timestamp() - interval '1 day' and coalesce(maintained_at, '-infinity') < clock_timestamp() - interval '1 day' then
+    return next row('warning', 'maintenance_late', null,
+      case when maintained_at is null then 'concord.maintain() has never run'
+           else format('concord.maintain() last ran at %s', to_char(maintained_at at time zone 'UTC', 'YYYY-MM-DD HH24:MI"Z"')) end,
+      'select concord.maintain(); and have it called every ten minutes, from cron')::concord.finding;
+  elsif default_size > 256 * 1024 * 1024 then
+    return next row('warning', 'default_leaf_full', null,
+      format('%s of the log lie in the default leaf, for which no range was ready', pg_size_pretty(default_size)),
+      'have concord.maintain() called more often; see in what it returns what it put off')::concord.finding;
+  end if;
+  if oldest < clock_timestamp() - 2 * retention - interval '1 day' then
+    return next row('warning', 'retention_behind', null,
+      format('the log reaches back to %s; retention is %s', to_char(oldest at time zone 'UTC', 'YYYY-MM-DD'), concord_internal.setting('retention')),
+      'see in what concord.maintain() returns what it put off: a long transaction, or a prepared one, may be in its way')::concord.finding;
+  end if;
+end
+$$;
+
+select concord_internal.open_to('concord_internal.pack_findings()');
+select concord_internal.open_to('concord_internal.server_findings(interval)');
