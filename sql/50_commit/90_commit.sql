@@ -33,6 +33,10 @@ begin
   elsif current_setting('transaction_read_only')::boolean then
     return concord_internal.refusal('invalid_request', 'isolation', 'commit needs a transaction that may write');
   end if;
+  receipt := concord_internal.run_plain(given);
+  if receipt is not null then
+    return receipt;
+  end if;
   r := concord_internal.parse_request(given);
   if r.refusal is not null then
     return r.refusal;
