@@ -109,6 +109,9 @@ begin
     m.horizon_epoch := concord_internal.epoch();
     m.horizon_xid := pg_current_xact_id();
     perform concord_internal.move_group_horizon(tenant, coalesce(was.groups, '{}') || groups);
+    if was.tenant <> tenant then
+      perform concord_internal.move_group_horizon(was.tenant, was.groups);
+    end if;
   end if;
   if was.id is null then
     insert into concord_internal.models select m.*;
@@ -142,14 +145,21 @@ as $$
     from base join pg_type t on t.oid = base.typ and t.typtype <> 'd'
 $$;
 
--- The first column whose type, collation or generation differs; a column that is in one of them only does not count.
+-- The first column whose type, collation or generation differs, or that took another's name; a column that is in one of
+-- them only does not count. A name has moved when its column has another position; but a restore closes the gaps that
+-- dropped columns left, so where all names are the same only their order counts.
 create function concord_internal.retyped(was jsonb, live jsonb)
 returns text
 language sql
 immutable
 as $$
-  select min(c) from jsonb_object_keys(was) c
-   where live ? c and (was->c->'t', was->c->'c', was->c->'g') is distinct from (live->c->'t', live->c->'c', live->c->'g')
+  select min(c)
+    from (select k as c, rank() over (order by (was->k->>'n')::integer) as old_rank, rank() over (order by (live->k->>'n')::integer) as new_rank
+            from jsonb_object_keys(was) k where live ? k) u
+   where (was->c->'t', was->c->'c', was->c->'g') is distinct from (live->c->'t', live->c->'c', live->c->'g')
+      or old_rank <> new_rank
+      or (was->c->'n' <> live->c->'n' and not (select bool_and(live ? k) and count(*) = (select count(*) from jsonb_object_keys(live))
+                                                 from jsonb_object_keys(was) k))
 $$;
 
 -- Would deltas of the one definition answer a check under the other? If not, older tokens can't be answered.

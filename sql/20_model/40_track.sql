@@ -154,11 +154,11 @@ begin
   if m.paused and not paused then
     perform concord_internal.move_group_horizon(m.tenant, m.groups);
   end if;
-  update concord_internal.models m
+  update concord_internal.models o
      set paused = set_paused.paused,
-         horizon_epoch = case when m.paused and not set_paused.paused then concord_internal.epoch() else m.horizon_epoch end,
-         horizon_xid = case when m.paused and not set_paused.paused then pg_current_xact_id() else m.horizon_xid end
-   where m.rel = set_paused.rel;
+         horizon_epoch = case when o.paused and not set_paused.paused then concord_internal.epoch() else o.horizon_epoch end,
+         horizon_xid = case when o.paused and not set_paused.paused then pg_current_xact_id() else o.horizon_xid end
+   where o.id = m.id;
 end
 $$;
 

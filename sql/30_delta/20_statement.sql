@@ -134,11 +134,13 @@ begin
   end if;
   if m.detail = 'before' and op <> 'insert' then
     before := (select '''{'' || array_to_string(array[' || string_agg(format(
-                        case when op = 'update' then 'case when n.%4$I is null or %3$s then %1$L || %2$s end' else '%1$L || %2$s' end,
+                        case when op <> 'update' then '%1$L || %2$s'
+                             when c = any (m.ignore_fields) then 'case when n.%4$I is null then %1$L || %2$s end'  -- a moved key
+                             else 'case when n.%4$I is null or %3$s then %1$L || %2$s end' end,
                         to_json(c) || ':', concord_internal.json_expression(format('o.%I', c), columns->c),
                         case when op = 'update' then concord_internal.difference(rel, c, columns) end, keys[1]), ', ')
                       || '], '','') || ''}'''
-                 from unnest(case op when 'update' then logged else array(select jsonb_object_keys(columns)) end) c
+                 from jsonb_object_keys(columns) c
                 where c <> all (m.secret_fields) and columns->c->>'g' is distinct from 'v'
                   and (m.secret_fields = '{}' or m.columns ? c));  -- a column unknown so far may be a secret one, renamed
     if op = 'update' then

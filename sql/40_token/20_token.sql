@@ -169,6 +169,23 @@ begin
 end
 $$;
 
+-- A snapshot never lists its own transaction as in progress. Once a younger one has ended, it would count all of the own
+-- one as seen, later statements too. So the own id is listed, and the own entry says how much of it was seen.
+create function concord_internal.snapshot_without(seen pg_snapshot, own xid8)
+returns text
+language plpgsql
+immutable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if own is null or own >= pg_snapshot_xmax(seen) then
+    return seen::text;
+  end if;
+  return least(own, pg_snapshot_xmin(seen))::text || ':' || pg_snapshot_xmax(seen)::text || ':'
+      || (select string_agg(x::text, ',' order by x) from (select pg_snapshot_xip(seen) union select own) u(x));
+end
+$$;
+
 create function concord_internal.current_identity()
 returns bigint
 language plpgsql
@@ -188,7 +205,8 @@ language plpgsql
 stable
 as $$
 begin
-  return concord_internal.format_token(concord_internal.current_identity(), pg_current_snapshot()::text,
+  return concord_internal.format_token(concord_internal.current_identity(),
+    concord_internal.snapshot_without(pg_current_snapshot(), pg_current_xact_id_if_assigned()),
     coalesce(pg_current_xact_id_if_assigned()::text || '@' || concord_internal.last_delta_seq()::text, ''));
 end
 $$;
@@ -198,6 +216,7 @@ reads, or before it; pass it back as readAt. In REPEATABLE READ it stands for th
 Errors: invalid_request (on a standby; or READ ONLY just after a crash, when a new epoch has to be drawn first).';
 
 select concord_internal.open_to('concord_internal.format_token(bigint,text,text)', 'concord_app');
+select concord_internal.open_to('concord_internal.snapshot_without(pg_snapshot,xid8)', 'concord_app');
 select concord_internal.open_to('concord_internal.current_identity()', 'concord_app');
 select concord_internal.open_to('concord_internal.own_entries(concord_internal.token,xid8,bigint)', 'concord_app');
 select concord_internal.open_to('concord_internal.parse_token(text)', 'concord_app');

@@ -110,7 +110,8 @@ begin
   if concord_internal.signature(m.rel) <> m.signature then
     m.columns := concord_internal.columns_of(m.rel);
   end if;
-  wanted := array(select f from unnest(wanted) f where m.columns ? f and has_column_privilege(concord_internal.caller(), m.rel, f, 'select'));
+  wanted := array(select f from unnest(wanted) f join pg_attribute a on a.attrelid = m.rel and a.attname = f and not a.attisdropped
+                   where m.columns ? f and has_column_privilege(concord_internal.caller(), m.rel, a.attnum, 'select'));
 
   -- Newest first, until a delta that the snapshot has seen, or until enough is known.
   for d in
@@ -305,7 +306,8 @@ begin
                       where h.kind = split_part(grp, ':', 1) and h.tenant in (who.tenant, '')
                         and not concord_internal.has_seen(t, h.epoch, h.xid, 0))
      and not exists (select from concord_internal.models m
-                      where m.paused and m.tenant in (who.tenant, '')
+                      where (m.paused or m.partitioned and exists (select from concord_internal.relations_without_triggers(m.rel)))
+                        and m.tenant in (who.tenant, '')
                         and exists (select from unnest(m.groups) g where split_part(g, ':', 1) = split_part(grp, ':', 1)));
 end
 $$;

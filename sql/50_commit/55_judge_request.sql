@@ -187,6 +187,10 @@ begin
     t := tokens[array_position(texts, p.token)];
     conflict := null;
     if p.grp is not null then
+      if not concord_internal.knows_group(p.grp, t) then  -- a model of the kind may have come or gone while we waited
+        r.refusal := concord_internal.refusal('model_changed', format('reads[%s].group', p.n));
+        return;
+      end if;
       conflict := concord_internal.group_conflict(p.grp, t);
       if conflict is not null then
         observed := coalesce(observed, concord_internal.observed_now());

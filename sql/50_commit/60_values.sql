@@ -7,7 +7,9 @@ language sql
 stable
 as $$
   select coalesce(array_agg(f order by (m.columns->f->>'n')::integer), '{}')
-    from unnest(fields) f where m.columns ? f and has_column_privilege(m.rel, f, 'select')
+    from unnest(fields) f
+    join pg_attribute a on a.attrelid = m.rel and a.attname = f and not a.attisdropped  -- still there
+   where m.columns ? f and has_column_privilege(m.rel, a.attnum, 'select')
 $$;
 
 create function concord_internal.json_object_expression(m concord_internal.models, fields text[], alias text)

@@ -5,6 +5,7 @@
 create type concord_internal.plain_commit as (
   model integer, tenant text, kind text,
   t concord_internal.token,
+  horizon xid8, signature bigint,
   lock_statement text,       -- $1 the id as text; returns the canonical key
   write_statement text,      -- $1 the key, $2 the data
   lock_timeout text
@@ -48,7 +49,8 @@ begin
                 concord_internal.stable_text('t.' || quote_ident(m.tenant_column), m.columns->(m.tenant_column::text)->>'t'), who.tenant) end
            || 't.' || k.c || ' = $1::' || k.t || ' for no key update of t',
          'update ' || m.rel || ' t set ' || f.sets || ' from jsonb_to_record($2) v(' || f.types || ') where t.' || k.c || ' = $1::' || k.t
-    into c.model, c.lock_statement, c.write_statement
+         , m.horizon_xid, m.signature
+    into c.model, c.lock_statement, c.write_statement, c.horizon, c.signature
     from concord_internal.models m,
          lateral (select quote_ident(m.key_columns[1]) as c, m.columns->(m.key_columns[1]::text)->>'t' as t) k,
          lateral (select string_agg(quote_ident(d.key) || ' = v.' || quote_ident(d.key), ', ') as sets,
@@ -77,7 +79,8 @@ end
 $$;
 
 -- Has anything happened to the row, or to its whole model, that the token's snapshot has not seen?
-create function concord_internal.plain_moved(model integer, row_key text, t concord_internal.token)
+-- Or to the model itself: its definition is looked at again, now that the locks are held.
+create function concord_internal.plain_moved(c concord_internal.plain_commit, row_key text, t concord_internal.token)
 returns boolean
 language plpgsql
 security definer
@@ -86,14 +89,20 @@ set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bit
 as $$
 begin
   return t.xip <> '{}'
+      or not exists (
+           select from concord_internal.models m
+            where m.id = c.model and not m.paused and m.horizon_xid = c.horizon and m.signature = c.signature
+              and m.signature = (
+                select bit_xor(hashtextextended(a.attname::text, (a.atttypid::bigint << 32 | a.attcollation::bigint) + a.attgenerated::integer))
+                  from pg_attribute a where a.attrelid = m.rel and a.attnum > 0 and not a.attisdropped))
       or exists (select from (
            select d.epoch, d.xid from concord_internal.deltas d
-            where hashtextextended(d.key, d.model::bigint) = hashtextextended(row_key, plain_moved.model::bigint)
-              and d.key is not null and d.key = row_key and d.model = plain_moved.model
+            where hashtextextended(d.key, d.model::bigint) = hashtextextended(row_key, (c.model)::bigint)
+              and d.key is not null and d.key = row_key and d.model = c.model
               and d.epoch >= t.epoch and d.xid >= t.xmin
             order by d.seq desc limit 1) newest where newest.xid >= t.xmax)
       or exists (select from concord_internal.deltas d
-                  where d.key is null and d.op <> 'g' and d.model = plain_moved.model and d.epoch >= t.epoch and d.xid >= t.xmax);
+                  where d.key is null and d.op <> 'g' and d.model = c.model and d.epoch >= t.epoch and d.xid >= t.xmax);
 end
 $$;
 
@@ -128,7 +137,7 @@ begin
   t := c.t;
   if t.xmax is null then
     t := concord_internal.parse_token(concord_internal.observed_now());
-  elsif concord_internal.plain_moved(c.model, row_key, t) then
+  elsif concord_internal.plain_moved(c, row_key, t) then
     perform set_config('lock_timeout', was_timeout, true);
     return null;
   end if;
@@ -152,5 +161,5 @@ end
 $$;
 
 select concord_internal.open_to('concord_internal.plain_context(jsonb,jsonb)', 'concord_app');
-select concord_internal.open_to('concord_internal.plain_moved(integer,text,concord_internal.token)', 'concord_app');
+select concord_internal.open_to('concord_internal.plain_moved(concord_internal.plain_commit,text,concord_internal.token)', 'concord_app');
 select concord_internal.open_to('concord_internal.run_plain(jsonb)', 'concord_app');

@@ -7,8 +7,8 @@ as $$
 declare
   r concord_internal.request;
   who concord.principal;
+  named concord_internal.models[];
   models concord_internal.models[];
-  m concord_internal.models;
   refusal jsonb;
   texts text[];
   tokens concord_internal.token[];
@@ -57,37 +57,34 @@ begin
     end if;
   end if;
 
-  -- models, columns, ids, values
-  models := concord_internal.models_named(r.model_names, who.tenant);
-  for i in 1 .. cardinality(models) loop
-    m := models[i];
-    if m.id is null then
-      return concord_internal.refusal('model_unknown', concord_internal.first_use(r, r.model_names[i]), null,
-                                      jsonb_build_object('model', r.model_names[i]));
-    end if;
-    if concord_internal.signature(m.rel) <> m.signature or m.partitioned then
-      m := concord_internal.live_model(m);
-      models[i] := m;
-      if m.id is null then
-        return concord_internal.refusal('model_changed', concord_internal.first_use(r, r.model_names[i]), null,
-                                        jsonb_build_object('model', r.model_names[i]));
+  for attempt in 1 .. 4 loop
+    -- models, columns, ids, values
+    named := concord_internal.models_named(r.model_names, who.tenant);
+    models := concord_internal.live_models(named);
+    for i in 1 .. cardinality(models) loop
+      if (models[i]).id is null or attempt = 4 then
+        perform set_config('lock_timeout', was_timeout, true);
+        return concord_internal.refusal(case when (named[i]).id is null then 'model_unknown' else 'model_changed' end,
+          concord_internal.first_use(r, r.model_names[i]), null, jsonb_build_object('model', r.model_names[i]));
       end if;
+    end loop;
+    r := concord_internal.resolve_request(r, models);
+    if r.refusal is null then
+      -- token
+      select * into refusal, texts, tokens from concord_internal.judge_tokens(r, given, models);
+      r.refusal := refusal;
     end if;
+    if r.refusal is not null then
+      perform set_config('lock_timeout', was_timeout, true);
+      return r.refusal;
+    end if;
+
+    -- lock: waits are bounded; the caller's own bound comes back, set_config would keep ours for its whole transaction
+    perform set_config('lock_timeout', concord_internal.setting('lock_timeout'), true);
+    present := concord_internal.lock_request(r, models, who.tenant);
+    -- While we waited somebody may have redefined a model. Now that we hold the rows nobody retypes their table.
+    exit when concord_internal.live_models(concord_internal.models_named(r.model_names, who.tenant)) is not distinct from models;
   end loop;
-  r := concord_internal.resolve_request(r, models);
-  if r.refusal is not null then
-    return r.refusal;
-  end if;
-
-  -- token
-  select * into refusal, texts, tokens from concord_internal.judge_tokens(r, given, models);
-  if refusal is not null then
-    return refusal;
-  end if;
-
-  -- lock: waits are bounded; the caller's own bound comes back, set_config would keep ours for its whole transaction
-  perform set_config('lock_timeout', concord_internal.setting('lock_timeout'), true);
-  present := concord_internal.lock_request(r, models, who.tenant);
 
   -- judge
   select * into verdict from concord_internal.judge_request(r, models, present, texts, tokens, who.kind, who.tenant);
@@ -120,6 +117,23 @@ begin
     case when receipt->'held' <> '0' then concord_internal.held_entries(r, models) end);
   perform set_config('lock_timeout', was_timeout, true);
   return receipt;
+end
+$$;
+
+-- The models over their columns as they are now; without an id where that is model_changed.
+create function concord_internal.live_models(named concord_internal.models[])
+returns concord_internal.models[]
+language plpgsql
+stable
+as $$
+begin
+  for i in 1 .. cardinality(named) loop
+    if (named[i]).id is not null
+       and ((named[i]).partitioned or concord_internal.signature((named[i]).rel) <> (named[i]).signature) then
+      named[i] := concord_internal.live_model(named[i]);
+    end if;
+  end loop;
+  return named;
 end
 $$;
 
@@ -268,6 +282,7 @@ end
 $$;
 
 select concord_internal.open_to('concord_internal.run_commit(jsonb)', 'concord_app');
+select concord_internal.open_to('concord_internal.live_models(concord_internal.models[])', 'concord_app');
 select concord_internal.open_to('concord_internal.first_use(concord_internal.request,text)', 'concord_app');
 select concord_internal.open_to('concord_internal.held_entries(concord_internal.request,concord_internal.models[])', 'concord_app');
 select concord_internal.open_to('concord_internal.answer(concord_internal.request,concord_internal.models[],uuid,jsonb,concord_internal.token,bigint,bigint,text)', 'concord_app');

@@ -9,30 +9,39 @@
 --   rotate   an emptied leaf gets a new range: DETACH takes ACCESS EXCLUSIVE on the log, so it waits for everybody. When
 --            that is not to be had, another leaf is made, as long as there are not too many.
 
--- How many ids one leaf should span: as many as are used up in one part of retention.
+-- How many ids one leaf should span: as many as are used up in one part of retention. Measured since the newest leaf was
+-- planned; until that is long enough to mean something, what was planned then. The first time from the first delta there
+-- is, and small if there is none: a leaf too narrow costs one more, a leaf too wide is cut late.
 create function concord_internal.leaf_width(u concord_internal.upkeep, own xid8)
 returns bigint
 language plpgsql
 stable
 as $$
 declare
+  here constant integer := concord_internal.epoch();
+  part constant double precision := extract(epoch from concord_internal.setting('retention')::interval)
+                                    / concord_internal.setting('leaf_count')::integer;
+  last_width constant bigint := (select l.to_xid::text::bigint - l.from_xid::text::bigint from concord_internal.leaves() l
+                                  where l.epoch = here order by l.from_xid desc limit 1);
   ids double precision;
   seconds double precision;
   first_delta record;
 begin
-  if u.epoch = concord_internal.epoch() then
+  if u.epoch = here then
     ids := own::text::bigint - u.planned_xid::text::bigint;
     seconds := extract(epoch from clock_timestamp() - u.planned_at);
+    if ids < last_width / 10 and seconds < part / 10 then
+      return last_width;
+    end if;
   else
-    select d.xid, d.at into first_delta from concord_internal.deltas_default d where d.epoch = concord_internal.epoch() limit 1;
+    select d.xid, d.at into first_delta from concord_internal.deltas_default d where d.epoch = here limit 1;
     ids := own::text::bigint - first_delta.xid::text::bigint;
     seconds := extract(epoch from clock_timestamp() - first_delta.at);
   end if;
-  if coalesce(seconds, 0) < 1 or ids < 1 then
-    return 10000;  -- not known yet
+  if coalesce(seconds, 0) < 1 then
+    return coalesce(last_width, 10000);
   end if;
-  return greatest(100, least(1e15, ids / seconds * extract(epoch from concord_internal.setting('retention')::interval)
-                                   / concord_internal.setting('leaf_count')::integer))::bigint;
+  return greatest(100, least(1e15, ids / seconds * part))::bigint;
 end
 $$;
 
