@@ -173,8 +173,7 @@ begin
              case when jsonb_typeof(u.e->'data') = 'object' then array(select jsonb_object_keys(u.e->'data'))
                   when u.e->>'type' = 'create' then '{}'::text[] end,
              strpos(u.e::text, '$operation') > 0,
-             -- a create has nothing to be stale: an id that is there is already_exists whatever the token
-             case when u.e->>'type' <> 'create' then coalesce(u.e->>'readAt', given->>'readAt') end,
+             coalesce(u.e->>'readAt', given->>'readAt'),
              coalesce(u.e->>'onStale', given->>'onStale'), nullif(u.e->'where', 'null'),
              given->'onlyChanged' = 'true' and u.e->>'type' = 'update', u.e->>'transactionId', null, null)::concord_internal.operation order by u.i),
            (array_agg(format('operations[%s]%s', u.i - 1, u.problem) order by u.i) filter (where u.problem is not null))[1],

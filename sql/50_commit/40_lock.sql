@@ -41,6 +41,11 @@ declare
   unlocked text[];
   found_key text;
 begin
+  if not has_any_column_privilege(m.rel, 'update') then
+    -- A role that may delete but not update can't lock a row, only delete it: run_commit looks again afterwards.
+    execute 'select array_agg(s.k) from (' || concord_internal.rows_by_key(m, key_text || ' as k', tenant) || ') s' into locked using keys;
+    return coalesce(locked, '{}');
+  end if;
   if cardinality(keys) = 1 and cardinality(m.key_columns) = 1 then  -- most commits
     execute concord_internal.rows_by_key(m, key_text, tenant) || ' for ' || strength || ' of t' into found_key using keys;
     if found_key is not null then
@@ -96,8 +101,8 @@ begin
 end
 $$;
 
--- Locks everything that the request writes or rests on. Returns "m key" of each target that is there.
-create function concord_internal.lock_request(r concord_internal.request, models concord_internal.models[], tenant text)
+-- Locks the targets, model by model in key order. Returns "m key" of each that is there.
+create function concord_internal.lock_targets(r concord_internal.request, models concord_internal.models[], tenant text)
 returns text[]
 language plpgsql
 as $$
@@ -111,21 +116,37 @@ begin
          case o.type when 'update' then 'no key update' else 'update' end, tenant) <> '{}' then
       present := array[o.m || ' ' || o.key];
     end if;
-  else
-    -- Neighbours in the order that want the same strength go in one statement.
-    for stretch in
-      with wanted as (
-        select (models[u.m]).id as model, u.m, u.key collate "C" as key, bool_or(u.type = 'delete') as strong
-          from unnest(r.operations) u where u.type <> 'create' and u.key is not null group by 1, 2, 3),
-      runs as (
-        select *, row_number() over (order by model, key) - row_number() over (partition by model, strong order by key) as run from wanted)
-      select m, strong, array_agg(key order by key) as keys from runs group by model, m, strong, run order by model, min(key)
-    loop
-      present := present || array(select stretch.m || ' ' || k from unnest(concord_internal.lock_rows(models[stretch.m], stretch.keys,
-                                    case when stretch.strong then 'update' else 'no key update' end, tenant)) k);
-    end loop;
+    return present;
   end if;
+  -- Neighbours in the order that want the same strength go in one statement.
+  for stretch in
+    with wanted as (
+      select (models[u.m]).id as model, u.m, u.key collate "C" as key, bool_or(u.type = 'delete') as strong
+        from unnest(r.operations) u where u.type <> 'create' and u.key is not null group by 1, 2, 3),
+    runs as (
+      select *, row_number() over (order by model, key) - row_number() over (partition by model, strong order by key) as run from wanted)
+    select m, strong, array_agg(key order by key) as keys from runs group by model, m, strong, run order by model, min(key)
+  loop
+    present := present || array(select stretch.m || ' ' || k from unnest(concord_internal.lock_rows(models[stretch.m], stretch.keys,
+                                  case when stretch.strong then 'update' else 'no key update' end, tenant)) k);
+  end loop;
+  return present;
+end
+$$;
+
+-- Locks everything that the request writes or rests on. A target that is missing may be one that another commit was about
+-- to create when we came to wait for its key: so the rows are locked once more after the keys.
+create function concord_internal.lock_request(r concord_internal.request, models concord_internal.models[], tenant text)
+returns text[]
+language plpgsql
+as $$
+declare
+  present text[] := concord_internal.lock_targets(r, models, tenant);
+begin
   perform concord_internal.lock_keys(r, models, tenant);
+  if cardinality(present) < cardinality(r.operations) then
+    present := concord_internal.lock_targets(r, models, tenant);
+  end if;
   return present;
 end
 $$;
@@ -133,4 +154,5 @@ $$;
 select concord_internal.open_to('concord_internal.rows_by_key(concord_internal.models,text,text)', 'concord_app');
 select concord_internal.open_to('concord_internal.lock_rows(concord_internal.models,text[],text,text)', 'concord_app');
 select concord_internal.open_to('concord_internal.lock_keys(concord_internal.request,concord_internal.models[],text)', 'concord_app');
+select concord_internal.open_to('concord_internal.lock_targets(concord_internal.request,concord_internal.models[],text)', 'concord_app');
 select concord_internal.open_to('concord_internal.lock_request(concord_internal.request,concord_internal.models[],text)', 'concord_app');

@@ -66,9 +66,22 @@ as $$
            'label', (concord_internal.commit_of(d)).label))
 $$;
 
+-- Those of the names that the caller may read.
+create function concord_internal.readable_names(rel regclass, names text[])
+returns text[]
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select coalesce(array_agg(n order by n), '{}')
+    from unnest(names) n
+    join pg_attribute a on a.attrelid = rel and a.attname = n and not a.attisdropped
+   where has_column_privilege(concord_internal.caller(), rel, a.attnum, 'select')
+$$;
+
 -- What of one row (or of its whole model) t has not seen and `fields` rests on; null fields: everything. `wanted`: the
 -- fields whose values at the token are asked for. Null when nothing conflicts; else an object:
---   fields (those that conflict; empty: the whole row), deleted, changes, truncated, by, base, lost (changed, value not in
+--   fields (those that conflict; empty: the whole row), hidden (others conflict that the caller may not read), deleted, changes, truncated, by, base, lost (changed, value not in
 --   the log). Shows no column that the caller may not read.
 create function concord_internal.row_conflict(model integer, row_key text, fields text[], wanted text[],
                                               t concord_internal.token)
@@ -89,7 +102,6 @@ declare
   conflicting text[] := '{}';
   whole boolean := false;
   newest concord_internal.deltas;
-  first_seen boolean := false;
   low bigint := 0;
   high bigint;
   middle bigint;
@@ -110,37 +122,28 @@ begin
   if concord_internal.signature(m.rel) <> m.signature then
     m.columns := concord_internal.columns_of(m.rel);
   end if;
-  wanted := array(select f from unnest(wanted) f join pg_attribute a on a.attrelid = m.rel and a.attname = f and not a.attisdropped
-                   where m.columns ? f and has_column_privilege(concord_internal.caller(), m.rel, a.attnum, 'select'));
+  wanted := concord_internal.readable_names(m.rel, wanted);
 
   -- Newest first, until a delta that the snapshot has seen, or until enough is known.
   for d in
-    select * from (
-      (select x.* from concord_internal.deltas x
-        where hashtextextended(x.key, x.model::bigint) = hashtextextended(row_key, m.id::bigint)
-          and x.key is not null and x.key = row_key and x.model = m.id and (m.tenant_column is null or x.tenant = who.tenant) and x.epoch >= since and x.xid >= t.xmin)
-      union all
-      (select x.* from concord_internal.deltas x
-        where x.key is null and x.op <> 'g' and x.model = m.id and x.epoch >= since and x.xid >= t.xmin)) u
-     order by u.seq desc
+    select x.* from concord_internal.deltas x
+     where hashtextextended(x.key, x.model::bigint) = hashtextextended(row_key, m.id::bigint)
+       and x.key is not null and x.key = row_key and x.model = m.id and (m.tenant_column is null or x.tenant = who.tenant)
+       and x.epoch >= since and x.xid >= t.xmin
+     order by x.seq desc
   loop
-    if d.xid = me then
-      continue;
-    end if;
-    if not (d.epoch = t.epoch and d.xid >= t.xmax or d.xid = any (t.xip)) then
-      continue when d.key is null;
-      exit;
-    end if;
+    continue when d.xid = me;
+    exit when not (d.epoch = t.epoch and d.xid >= t.xmax or d.xid = any (t.xip));
     high := d.seq;
     continue when concord_internal.has_seen(t, d.epoch, d.xid, d.seq);
     names := d.fields::text[];
-    if names is not null and exists (select from unnest(names) n where not m.columns ? n) then
+    if names is not null and not m.columns ?& names then
       d.fields := null;  -- it names a column that is gone: what it became can't be told
     end if;
     if d.fields is null then
       whole := true;
       hits := null;
-      deleted := deleted or (newest.seq is null and d.op in ('d', 't'));
+      deleted := deleted or (newest.seq is null and d.op = 'd');
     else
       hits := array(select n from unnest(names) n where fields is null or n = any (fields));
       continue when hits = '{}';
@@ -149,15 +152,33 @@ begin
     if newest.seq is null then
       newest := d;
     end if;
-    if jsonb_array_length(changes) < 20 then
-      changes := changes || concord_internal.change_entry(d, array(select h from unnest(hits) h where has_column_privilege(concord_internal.caller(), m.rel, h, 'select')));
-    else
-      truncated := true;
-      exit when whole or conflicting @> fields or fields is null;
+    truncated := jsonb_array_length(changes) >= 20;
+    exit when truncated and (whole or conflicting @> fields or fields is null);
+    if not truncated then
+      changes := changes || concord_internal.change_entry(d, concord_internal.readable_names(m.rel, hits));
     end if;
+  end loop;
+  -- And the whole model: seldom any.
+  for d in
+    select x.* from concord_internal.deltas x
+     where x.key is null and x.op <> 'g' and x.model = m.id and x.epoch >= since and x.xid >= t.xmin
+     order by x.xid desc
+  loop
+    continue when d.xid = me or concord_internal.has_seen(t, d.epoch, d.xid, d.seq);
+    whole := true;
+    if newest.seq is null or d.seq > newest.seq then
+      newest := d;
+      deleted := d.op = 't';
+    end if;
+    changes := changes || concord_internal.change_entry(d, null);
+    exit when jsonb_array_length(changes) > 40;
   end loop;
   if newest.seq is null then
     return null;
+  end if;
+  if jsonb_array_length(changes) > 20 then
+    truncated := true;
+    changes := (select jsonb_agg(c) from (select c from jsonb_array_elements(changes) c order by (c->>'syncId')::bigint desc limit 20) n);
   end if;
 
   -- The boundary: the first delta of the row that the snapshot has not seen.
@@ -181,17 +202,21 @@ begin
   for d in
     select x.* from concord_internal.deltas x
      where hashtextextended(x.key, x.model::bigint) = hashtextextended(row_key, m.id::bigint)
-       and x.key is not null and x.key = row_key and x.model = m.id and (m.tenant_column is null or x.tenant = who.tenant) and x.epoch >= since and x.xid >= t.xmin and x.seq >= low
+       and x.key is not null and x.key = row_key and x.model = m.id and (m.tenant_column is null or x.tenant = who.tenant) and x.epoch >= since and x.xid >= t.xmin
+       and x.seq >= low and high is not null
      order by x.seq
   loop
     exit when done @> wanted and by_depth->>'xid' is distinct from d.xid::text;
+    if by_depth->>'xid' is distinct from d.xid::text then
+      by_depth := jsonb_build_object('xid', d.xid::text);
+    end if;
     continue when d.xid = me or concord_internal.has_seen(t, d.epoch, d.xid, d.seq);
     old := d.before::jsonb;
     names := d.fields::text[];
     for field in select f from unnest(wanted) f where names is null or f = any (names) loop
       if field <> all (done) or (by_depth->>'xid' = d.xid::text and d.depth < coalesce((by_depth->>field)::integer, 0)) then
         done := done || field;
-        by_depth := by_depth || jsonb_build_object('xid', d.xid::text, field, d.depth);
+        by_depth := by_depth || jsonb_build_object(field, d.depth);
         lost := array_remove(lost, field);
         if old ? field then
           base := base || jsonb_build_object(field, old->field);
@@ -208,14 +233,26 @@ begin
 
   return jsonb_build_object(
     'fields', case when whole then '[]'::jsonb
-                   else to_jsonb(array(select f from unnest(conflicting) f where has_column_privilege(concord_internal.caller(), m.rel, f, 'select') order by f)) end,
+                   else to_jsonb(concord_internal.readable_names(m.rel, conflicting)) end,
+    'hidden', not whole and cardinality(concord_internal.readable_names(m.rel, conflicting)) < cardinality(conflicting),
     'whole', whole, 'deleted', deleted, 'changes', changes, 'truncated', truncated, 'base', base, 'lost', to_jsonb(lost),
     'seq', newest.seq,
     'by', jsonb_strip_nulls(jsonb_build_object('kind', concord_internal.kind_name(newest.kind), 'id', newest.actor, 'onBehalfOf', newest.on_behalf_of)));
 end
 $$;
 
--- The same for a group, seen by the principal's tenant and over shared models.
+-- The same for a group, seen by the principal's tenant and over shared models. Who changed what is told only of tables
+-- that the caller may select from.
+create function concord_internal.may_see_model(model integer)
+returns boolean
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select exists (select from concord_internal.models m
+                  where m.id = model and has_any_column_privilege(concord_internal.caller(), m.rel, 'select'))
+$$;
+
 create function concord_internal.group_conflict(grp text, t concord_internal.token)
 returns jsonb
 language plpgsql
@@ -232,6 +269,7 @@ declare
   owner text;
   changes jsonb := '[]';
   truncated boolean := false;
+  moved boolean := false;
 begin
   foreach owner in array array[who.tenant, ''] loop
     for d in
@@ -242,6 +280,8 @@ begin
        order by x.xid desc
     loop
       continue when d.xid = me or concord_internal.has_seen(t, d.epoch, d.xid, d.seq);
+      moved := true;
+      continue when not concord_internal.may_see_model(d.model);
       truncated := jsonb_array_length(changes) >= 20;
       exit when truncated;
       if newest.seq is null or d.seq > newest.seq then
@@ -257,6 +297,8 @@ begin
            and x.epoch >= since and x.xid = any (t.xip)
       loop
         continue when d.xid = me or concord_internal.has_seen(t, d.epoch, d.xid, d.seq);
+        moved := true;
+        continue when not concord_internal.may_see_model(d.model);
         truncated := jsonb_array_length(changes) >= 20;
         exit when truncated;
         if newest.seq is null or d.seq > newest.seq then
@@ -276,18 +318,20 @@ begin
      order by x.seq desc limit 20
   loop
     continue when d.xid = me or concord_internal.has_seen(t, d.epoch, d.xid, d.seq);
+    moved := true;
+    continue when not concord_internal.may_see_model(d.model);
     if newest.seq is null or d.seq > newest.seq then
       newest := d;
     end if;
     changes := changes || concord_internal.change_entry(d, '{}');
   end loop;
-  if newest.seq is null then
+  if not moved then
     return null;
   end if;
   return jsonb_build_object('fields', '[]'::jsonb, 'whole', true, 'deleted', false,
-    'changes', (select jsonb_agg(jsonb_set(c, '{fields}', '[]') order by (c->>'syncId')::bigint desc) from (select c from jsonb_array_elements(changes) c order by (c->>'syncId')::bigint desc limit 20) s),
+    'changes', (select coalesce(jsonb_agg(jsonb_set(c, '{fields}', '[]') order by (c->>'syncId')::bigint desc), '[]') from (select c from jsonb_array_elements(changes) c order by (c->>'syncId')::bigint desc limit 20) s),
     'truncated', truncated, 'base', '{}'::jsonb, 'lost', '[]'::jsonb, 'seq', newest.seq,
-    'by', jsonb_strip_nulls(jsonb_build_object('kind', concord_internal.kind_name(newest.kind), 'id', newest.actor, 'onBehalfOf', newest.on_behalf_of)));
+    'by', case when newest.seq is not null then jsonb_strip_nulls(jsonb_build_object('kind', concord_internal.kind_name(newest.kind), 'id', newest.actor, 'onBehalfOf', newest.on_behalf_of)) end);
 end
 $$;
 
@@ -315,6 +359,8 @@ $$;
 select concord_internal.open_to('concord_internal.moved_rows(integer[],text[],concord_internal.token)', 'concord_app');
 select concord_internal.open_to('concord_internal.moved_models(integer[],concord_internal.token)', 'concord_app');
 select concord_internal.open_to('concord_internal.change_entry(concord_internal.deltas,text[])');
+select concord_internal.open_to('concord_internal.readable_names(regclass,text[])');
 select concord_internal.open_to('concord_internal.row_conflict(integer,text,text[],text[],concord_internal.token)', 'concord_app');
+select concord_internal.open_to('concord_internal.may_see_model(integer)');
 select concord_internal.open_to('concord_internal.group_conflict(text,concord_internal.token)', 'concord_app');
 select concord_internal.open_to('concord_internal.knows_group(text,concord_internal.token)', 'concord_app');

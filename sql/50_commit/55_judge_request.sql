@@ -28,10 +28,10 @@ begin
   texts := '{}';
   tokens := '{}';
   foreach o in array r.operations loop
-    continue when o.token is null or (o.token = last_text and o.m = last_m);
+    continue when o.token is null or (o.token = last_text and o.m = last_m and o.type <> 'create');
     last_text := o.token;
     last_m := o.m;
-    select j.refusal, j.texts, j.tokens into refusal, texts, tokens from concord_internal.judge_token(texts, tokens, o.token, models[o.m], null,
+    select j.refusal, j.texts, j.tokens into refusal, texts, tokens from concord_internal.judge_token(texts, tokens, o.token, case when o.type <> 'create' then models[o.m] end, null,
       case when given->'operations'->o.n ? 'readAt' then 'operations[' || o.n || '].readAt' else 'readAt' end, 'operations[' || o.n || ']') j;
     if refusal is not null then
       return;
@@ -69,7 +69,7 @@ begin
     if not concord_internal.knows_group(grp, t) then
       refusal := concord_internal.refusal('model_changed', path || '.group');
     end if;
-  elsif m.paused or not concord_internal.has_seen(t, m.horizon_epoch, m.horizon_xid, 0) then
+  elsif m.id is not null and (m.paused or not concord_internal.has_seen(t, m.horizon_epoch, m.horizon_xid, 0)) then
     refusal := concord_internal.refusal('model_changed', path, null, jsonb_build_object('model', m.name));
   end if;
 end
@@ -128,7 +128,7 @@ begin
   for i in 1 .. cardinality(texts) loop
     select array_agg(c.place), array_agg(c.model), array_agg(c.key) into places, ids, keys
       from (select 'o ' || u.n as place, (models[u.m]).id as model, u.key from unnest(r.operations) u
-             where u.token = texts[i] and u.mode is distinct from 'overwrite' and u.key is not null and u.ref is null
+             where u.token = texts[i] and u.type <> 'create' and (u.mode is distinct from 'overwrite' or u.only_changed) and u.key is not null and u.ref is null
             union all
             select 'r ' || u.n, (models[u.m]).id, u.key from unnest(r.premises) u where u.token = texts[i] and u.key is not null) c;
     continue when places is null;
@@ -200,7 +200,8 @@ begin
     else
       m := models[p.m];
       current_values := concord_internal.row_values(m, p.key, coalesce(p.fields, '{}'), tenant);
-      if 'r ' || p.n = any (moved) then
+      -- (A row that is gone is looked up again: it may have gone since `moved` was worked out.)
+      if 'r ' || p.n = any (moved) or p.absent <> (current_values is null) then
         wanted := coalesce(p.fields, array(select jsonb_object_keys(m.columns)));
         conflict := concord_internal.row_conflict(m.id, p.key, p.fields, wanted, t);
       end if;
@@ -236,6 +237,7 @@ begin
     m := models[o.m];
     conflict := null;
     current_values := null;
+    wanted := null;
     if 'o ' || o.n = any (moved) and (o.mode <> 'overwrite' or o.only_changed) then
       wanted := coalesce(o.fields, array(select jsonb_object_keys(m.columns)));
       conflict := concord_internal.row_conflict(m.id, o.key, o.fields, wanted, t);
@@ -252,10 +254,8 @@ begin
       if o.fields = '{}' then
         o.outcome := 'unchanged';
         conflict := null;
-      elsif conflict is not null and conflict->'fields' <> '[]' then
-        conflict := conflict || jsonb_build_object('fields',
-          (select coalesce(jsonb_agg(f), '[]') from jsonb_array_elements_text(conflict->'fields') f where f = any (o.fields)));
-        conflict := case when conflict->'fields' <> '[]' then conflict end;
+      elsif conflict is not null then
+        conflict := concord_internal.row_conflict(m.id, o.key, o.fields, o.fields, t);
       end if;
     end if;
     if conflict is not null and o.type = 'update' and current_values is not null and not o.refs then
@@ -264,9 +264,12 @@ begin
       conflict := conflict || jsonb_build_object('fields',
         (select coalesce(jsonb_agg(f), '[]') from jsonb_array_elements_text(conflict->'fields') f
           where not current_values ? f or (current_values->f)::text <> (proposed->f)::text));
-      if not (conflict->>'whole')::boolean and conflict->'fields' = '[]'
+      if not (conflict->>'whole')::boolean and not (conflict->>'hidden')::boolean and conflict->'fields' = '[]'
          or not exists (select from unnest(o.fields) f where not current_values ? f or (current_values->f)::text <> (proposed->f)::text) then
         conflict := null;
+      elsif conflict->'fields' <> '[]' then  -- of the changes, those that still conflict
+        conflict := conflict || coalesce(concord_internal.row_conflict(m.id, o.key,
+          array(select jsonb_array_elements_text(conflict->'fields')), '{}', t) - array['fields', 'hidden', 'base', 'lost'], '{}');
       end if;
     end if;
     if o.mode = 'overwrite' then

@@ -15,6 +15,7 @@ declare
   seen concord_internal.token;
   present text[];
   verdict record;
+  written concord_internal.request;
   notifications jsonb;
   digest bytea;
   was_timeout constant text := current_setting('lock_timeout');
@@ -86,28 +87,44 @@ begin
     exit when concord_internal.live_models(concord_internal.models_named(r.model_names, who.tenant)) is not distinct from models;
   end loop;
 
-  -- judge
-  select * into verdict from concord_internal.judge_request(r, models, present, texts, tokens, who.kind, who.tenant);
-  r := verdict.r;
-  notifications := verdict.notifications;
-  if r.refusal is not null then
-    perform set_config('lock_timeout', was_timeout, true);
-    return r.refusal;
-  end if;
-  -- what the answer's token has seen: no more than the request's tokens, or this moment
-  if cardinality(tokens) = 0 then
-    seen := concord_internal.parse_token(concord_internal.observed_now());
-  else
-    seen := tokens[1];
-    for i in 2 .. cardinality(tokens) loop
-      seen := concord_internal.intersect_tokens(seen, tokens[i]);
-    end loop;
-  end if;
+  loop
+    -- judge
+    select * into verdict from concord_internal.judge_request(r, models, present, texts, tokens, who.kind, who.tenant);
+    if (verdict.r).refusal is not null then
+      perform set_config('lock_timeout', was_timeout, true);
+      return (verdict.r).refusal;
+    end if;
+    -- what the answer's token has seen: no more than the request's tokens, or this moment
+    if cardinality(tokens) = 0 then
+      seen := concord_internal.parse_token(concord_internal.observed_now());
+    else
+      seen := tokens[1];
+      for i in 2 .. cardinality(tokens) loop
+        seen := concord_internal.intersect_tokens(seen, tokens[i]);
+      end loop;
+    end if;
 
-  -- write
-  before_seq := concord_internal.last_delta_seq();
-  perform set_config('concord.committing', '1', true);
-  r := concord_internal.write_request(r, models, who.tenant);
+    -- write
+    before_seq := concord_internal.last_delta_seq();
+    perform set_config('concord.committing', '1', true);
+    if not concord_internal.deletes_unlocked(verdict.r, models) then
+      written := concord_internal.write_request(verdict.r, models, who.tenant);
+      exit;
+    end if;
+    -- Rows that could not be locked are locked now that they are deleted. If somebody got between the judgement and the
+    -- delete, it is undone, and judged again.
+    begin
+      written := concord_internal.write_request(verdict.r, models, who.tenant);
+      if concord_internal.deleted_unjudged(written, models, texts, tokens) then
+        raise sqlstate 'KC999';
+      end if;
+      exit;
+    exception when sqlstate 'KC999' then
+      perform set_config('concord.committing', was_committing, true);
+    end;
+  end loop;
+  r := written;
+  notifications := verdict.notifications;
   perform set_config('concord.committing', was_committing, true);
   after_seq := concord_internal.last_delta_seq();
 
@@ -117,6 +134,35 @@ begin
     case when receipt->'held' <> '0' then concord_internal.held_entries(r, models) end);
   perform set_config('lock_timeout', was_timeout, true);
   return receipt;
+end
+$$;
+
+create function concord_internal.deletes_unlocked(r concord_internal.request, models concord_internal.models[])
+returns boolean
+language plpgsql
+stable
+as $$
+begin
+  for i in 1 .. cardinality(models) loop
+    if not has_any_column_privilege((models[i]).rel, 'update')
+       and exists (select from unnest(r.operations) o where o.m = i and o.type = 'delete' and o.outcome is null) then
+      return true;
+    end if;
+  end loop;
+  return false;
+end
+$$;
+
+create function concord_internal.deleted_unjudged(r concord_internal.request, models concord_internal.models[],
+  texts text[], tokens concord_internal.token[])
+returns boolean
+language plpgsql
+as $$
+begin
+  return exists (
+    select from unnest(r.operations) o
+     where o.type = 'delete' and o.outcome = 'applied' and o.token is not null and o.mode is distinct from 'overwrite'
+       and concord_internal.row_conflict((models[o.m]).id, o.key, null, '{}', tokens[array_position(texts, o.token)]) is not null);
 end
 $$;
 
@@ -282,6 +328,8 @@ end
 $$;
 
 select concord_internal.open_to('concord_internal.run_commit(jsonb)', 'concord_app');
+select concord_internal.open_to('concord_internal.deletes_unlocked(concord_internal.request,concord_internal.models[])', 'concord_app');
+select concord_internal.open_to('concord_internal.deleted_unjudged(concord_internal.request,concord_internal.models[],text[],concord_internal.token[])', 'concord_app');
 select concord_internal.open_to('concord_internal.live_models(concord_internal.models[])', 'concord_app');
 select concord_internal.open_to('concord_internal.first_use(concord_internal.request,text)', 'concord_app');
 select concord_internal.open_to('concord_internal.held_entries(concord_internal.request,concord_internal.models[])', 'concord_app');
