@@ -20,7 +20,7 @@ begin atomic
     ('maintain_lock_timeout', '100 ms',
      'How long concord.maintain() waits for each lock, and so the longest that it makes others wait behind it. What it does not get it puts off.'),
     ('notify', 'off',
-     'on: a transaction that changes a tracked table notifies the channel "concord" once, with ids and never values. A notifying commit takes a lock that all databases of the server share.'),
+     'on: a transaction that changes a tracked table notifies the channel "concord" once, with its id and never a value. A notifying commit takes a lock that all databases of the server share.'),
     ('retention', '30 days',
      'How long the log is kept, at least. A token or a feed position that is older becomes token_expired.');
 end;

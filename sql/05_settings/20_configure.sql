@@ -67,6 +67,9 @@ begin
     insert into concord_internal.settings as s values (configure.key, configure.value)
         on conflict on constraint settings_pkey do update set value = excluded.value;
   end if;
+  if key = 'notify' then
+    perform concord_internal.set_wake_ups(coalesce(value, 'off') = 'on');
+  end if;
 end
 $$;
 comment on function concord.configure(text, text) is

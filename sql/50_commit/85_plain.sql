@@ -88,7 +88,8 @@ set search_path = pg_catalog, pg_temp
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off
 as $$
 begin
-  return t.xip <> '{}'
+  -- (Transactions in progress when the token was taken are for the long way; the own one is not judged at all.)
+  return array_remove(t.xip, pg_current_xact_id_if_assigned()) <> '{}'
       or not exists (
            select from concord_internal.models m
             where m.id = c.model and not m.paused and m.horizon_xid = c.horizon and m.signature = c.signature
@@ -135,9 +136,10 @@ begin
   perform pg_advisory_xact_lock_shared(concord_internal.tenant_lock('')), pg_advisory_xact_lock_shared(concord_internal.tenant_lock(c.tenant)),
           pg_advisory_xact_lock(concord_internal.row_lock(c.model, row_key));
   t := c.t;
-  if t.xmax is null then
+  if t.xmax is null then  -- unguarded: what counts is this moment
     t := concord_internal.parse_token(concord_internal.observed_now());
-  elsif concord_internal.plain_moved(c, row_key, t) then
+  end if;
+  if concord_internal.plain_moved(c, row_key, t) then
     perform set_config('lock_timeout', was_timeout, true);
     return null;
   end if;

@@ -58,9 +58,16 @@ begin
     end if;
   end if;
 
+  -- From here on waits are bounded; the caller's own bound comes back: set_config would keep ours for its whole transaction.
+  perform set_config('lock_timeout', concord_internal.setting('lock_timeout'), true);
   for attempt in 1 .. 4 loop
-    -- models, columns, ids, values
+    -- models, columns, ids, values; with a lock on each table, so that its columns stay what we take them for
     named := concord_internal.models_named(r.model_names, who.tenant);
+    for i in 1 .. cardinality(named) loop
+      if (named[i]).id is not null and has_any_column_privilege((named[i]).rel, 'select') then
+        execute format('select from %s limit 0', (named[i]).rel);
+      end if;
+    end loop;
     models := concord_internal.live_models(named);
     for i in 1 .. cardinality(models) loop
       if (models[i]).id is null or attempt = 4 then
@@ -80,8 +87,7 @@ begin
       return r.refusal;
     end if;
 
-    -- lock: waits are bounded; the caller's own bound comes back, set_config would keep ours for its whole transaction
-    perform set_config('lock_timeout', concord_internal.setting('lock_timeout'), true);
+    -- lock
     present := concord_internal.lock_request(r, models, who.tenant);
     -- While we waited somebody may have redefined a model. Now that we hold the rows nobody retypes their table.
     exit when concord_internal.live_models(concord_internal.models_named(r.model_names, who.tenant)) is not distinct from models;
@@ -292,12 +298,15 @@ begin
   m := concord_internal.readable_model(m);
   return jsonb_build_object('readAt', concord.capture(), 'data',
     concord_internal.row_values(m, concord_internal.canonical_id(m, id), array(select jsonb_object_keys(m.columns)), coalesce(who.tenant, '')));
+exception when undefined_column then
+  -- The statement waited for an ALTER TABLE, and its snapshot is older than the columns that it found.
+  raise serialization_failure using message = format('the columns of %s changed while it was read: try again', model);
 end
 $$;
 comment on function concord.read(text, text) is
   'One row and the token it was read under, from one snapshot: {"data": row or null, "readAt": token}. The row has the columns
 that the caller may select; null when there is no such row, or none for the caller. Values as in notifications: JSON of
-built-in types, the output text of others. Errors: model_unknown, invalid_request (an id of the wrong shape).';
+built-in types, the output text of others. Errors: model_unknown, invalid_request (an id of the wrong shape), contended (40001: the table was altered meanwhile).';
 
 -- The model over its live columns, drifted or not: reading compares nothing.
 create function concord_internal.readable_model(m concord_internal.models)

@@ -108,7 +108,6 @@ declare
   retention constant interval := concord_internal.setting('retention')::interval;
   pattern constant integer := (select count(*) from pg_index where indrelid = 'concord_internal.deltas_default'::regclass);
   maintained_at constant timestamptz := (select u.maintained_at from concord_internal.upkeep u);
-  default_size constant bigint := pg_relation_size('concord_internal.deltas_default');
   oldest timestamptz;
   first_at timestamptz;
   found record;
@@ -151,10 +150,10 @@ begin
       case when maintained_at is null then 'concord.maintain() has never run'
            else format('concord.maintain() last ran at %s', to_char(maintained_at at time zone 'UTC', 'YYYY-MM-DD HH24:MI"Z"')) end,
       'select concord.maintain(); and have it called every ten minutes, from cron')::concord.finding;
-  elsif default_size > 256 * 1024 * 1024 then
-    return next row('warning', 'default_leaf_full', null,
-      format('%s of the log lie in the default leaf, for which no range was ready', pg_size_pretty(default_size)),
-      'have concord.maintain() called more often; see in what it returns what it put off')::concord.finding;
+  elsif (select l.to_xid <= pg_snapshot_xmax(pg_current_snapshot()) from concord_internal.leaves() l
+          where l.epoch = pg_sequence_last_value('concord_internal.epoch_ordinal') order by l.from_xid desc limit 1) then
+    return next row('warning', 'leaves_overtaken', null, 'no leaf is ready for what is written now: it goes into the default leaf',
+      'select concord.maintain(); and have it called more often, or see in what it returns what it put off')::concord.finding;
   end if;
   if oldest < clock_timestamp() - 2 * retention - interval '1 day' then
     return next row('warning', 'retention_behind', null,
