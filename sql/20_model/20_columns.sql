@@ -1,8 +1,8 @@
 -- What a table looks like now, as the generators and the drift checks see it.
 
--- A number that changes when a live column comes, goes, or changes its name, type, collation or generation; the order of
--- columns does not matter, so that leaves of a partitioned table agree. Made of oids, for speed: those of user types do
--- not survive a dump, after which the triggers take their fallback until concord.refresh().
+-- A number that changes when a live column comes, goes, or changes its name, position, type, collation or generation. Made
+-- of oids and positions, for speed: where they differ without need (user types after a restore, a partition that has its
+-- columns in another order) the triggers take their fallback, which is slower and as exact.
 create function concord_internal.signature(rel oid)
 returns bigint
 language plpgsql
@@ -11,7 +11,7 @@ parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-  return (select bit_xor(hashtextextended(attname::text, (atttypid::bigint << 32 | attcollation::bigint) + attgenerated::integer))
+  return (select bit_xor(hashtextextended(attname::text, (atttypid::bigint << 32 | attcollation::bigint) + attgenerated::integer + attnum * 1000003))
             from pg_attribute where attrelid = rel and attnum > 0 and not attisdropped);
 end
 $$;

@@ -7,7 +7,7 @@ stable
 as $$
 begin
   return (select made_from is not distinct from (  -- concord_internal.signature(rel), spelled out: a call costs as much again
-             select bit_xor(hashtextextended(a.attname::text, (a.atttypid::bigint << 32 | a.attcollation::bigint) + a.attgenerated::integer))
+             select bit_xor(hashtextextended(a.attname::text, (a.atttypid::bigint << 32 | a.attcollation::bigint) + a.attgenerated::integer + a.attnum * 1000003))
                from pg_attribute a where a.attrelid = trigger_fits.rel and a.attnum > 0 and not a.attisdropped)
             from concord_internal.models m where m.id = trigger_fits.model and not m.paused);
 end

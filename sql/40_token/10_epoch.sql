@@ -13,9 +13,12 @@
 -- place does not fit, and goes the slow way, under a lock. The ordinal is a logged sequence, so that it rises through
 -- crashes: a delta that reached the disk was WAL-logged after the nextval that its ordinal came from.
 --
--- Triggers look at mark and place alone (0.5 µs); reading the system identifier costs 6 µs more and is left to tokens. A
--- trigger that so writes an ended ordinal is harmless: its xid was given out before any token of the new epoch was
--- taken, and is either below that token's snapshot or in its in-progress list, which is compared without an epoch.
+-- Triggers look at mark and place alone (0.5 µs); reading the system identifier costs 6 µs more and is left to tokens. So
+-- where only host does not fit, or somebody asks for a new epoch, writers may be in flight that log the ended ordinal; and
+-- the youngest of them is not even in the in-progress list of a token, since xmax is one beyond the newest id that has
+-- *ended*. Therefore: mark and place are set first, and host to what never fits, which moves the triggers to the new
+-- ordinal and lets no token out; then those in flight are waited for; then host is set. After a crash, when the marks are
+-- gone, there is nobody to wait for: recovery counts every id that was given out as ended, prepared ones as in progress.
 -- What breaks it: a cold copy of the data directory, which carries the marks and the system identifier: new_epoch().
 create unlogged sequence concord_internal.epoch_mark;
 create unlogged sequence concord_internal.epoch_place;
@@ -48,6 +51,7 @@ as $$
 declare
   gate constant bigint := hashtextextended('concord epoch', (select oid::bigint from pg_database where datname = current_database()));
   mark bigint;
+  in_place boolean;
 begin
   if pg_is_in_recovery() then
     perform concord_internal.fail('invalid_request', null, 'a standby gives out no tokens: read and commit on the primary');
@@ -60,14 +64,17 @@ begin
   perform pg_advisory_lock(gate);
   begin
     mark := pg_sequence_last_value('concord_internal.epoch_mark');
-    if force or mark is null
-       or pg_sequence_last_value('concord_internal.epoch_place') is distinct from concord_internal.epoch_place_of(mark)
-       or pg_sequence_last_value('concord_internal.epoch_host') is distinct from concord_internal.epoch_host_of(mark) then
+    in_place := mark is not null and pg_sequence_last_value('concord_internal.epoch_place') = concord_internal.epoch_place_of(mark);
+    if force or not in_place or pg_sequence_last_value('concord_internal.epoch_host') is distinct from concord_internal.epoch_host_of(mark) then
       mark := hashtextextended(gen_random_uuid()::text, 0) & 9223372036854775806 | 1;
       perform nextval('concord_internal.epoch_ordinal');
+      perform setval('concord_internal.epoch_host', 2);  -- even: never fits
       perform setval('concord_internal.epoch_place', concord_internal.epoch_place_of(mark));
-      perform setval('concord_internal.epoch_host', concord_internal.epoch_host_of(mark));
       perform setval('concord_internal.epoch_mark', mark);
+      if in_place then
+        perform concord_internal.wait_for_writers();
+      end if;
+      perform setval('concord_internal.epoch_host', concord_internal.epoch_host_of(mark));
     end if;
   exception when query_canceled or others then
     perform pg_advisory_unlock(gate);
@@ -114,40 +121,37 @@ language plpgsql
 security definer
 set search_path = pg_catalog, pg_temp
 as $$
-declare
-  tracked regclass;
 begin
   if not concord_internal.is_admin() then
     perform concord_internal.fail('forbidden', null, 'only a superuser or the owner of the database may begin a new epoch');
   end if;
   perform concord_internal.draw_epoch(true);
-  -- Writers in flight may still log the ordinal that ended. Wait for them, one after another, without locking their tables.
-  perform concord_internal.wait_for_writers();
 end
 $$;
 comment on function concord.new_epoch() is
   'Ends the epoch: every token given out so far is token_foreign from now on. For what SQL cannot see, a cold copy of the
-data directory: call it on the copy before anybody writes. Waits for the writers in flight, each at most lock_timeout.
+data directory: call it on the copy before anybody writes. Waits for the transactions in flight, at most lock_timeout; tokens wait with it.
 Only a superuser or the owner of the database. Errors: forbidden, contended.';
 
--- Waits until every transaction that had an id when called has ended.
+-- Waits until every other transaction that has an id now has ended, prepared ones too; bounded by lock_timeout.
 create function concord_internal.wait_for_writers()
 returns void
 language plpgsql
 as $$
 declare
-  started constant pg_snapshot := pg_current_snapshot();
-  writer record;
-begin
-  for writer in
+  writers constant xid[] := array(
     select l.transactionid from pg_locks l
-     where l.locktype = 'transactionid' and l.granted and l.mode = 'ExclusiveLock'
-       and l.transactionid is distinct from pg_current_xact_id_if_assigned()::xid
-  loop
-    while exists (select from pg_locks l where l.locktype = 'transactionid' and l.granted and l.mode = 'ExclusiveLock'
-                     and l.transactionid = writer.transactionid) loop
-      perform pg_sleep(0.01);
-    end loop;
+     where l.locktype = 'transactionid' and l.mode = 'ExclusiveLock' and l.granted and l.pid is distinct from pg_backend_pid());
+  patience constant interval := replace(concord_internal.setting('lock_timeout'), 'min', ' minutes')::interval;
+  started constant timestamptz := clock_timestamp();
+begin
+  while exists (select from pg_locks l where l.locktype = 'transactionid' and l.mode = 'ExclusiveLock' and l.granted
+                   and l.transactionid = any (writers) and l.pid is distinct from pg_backend_pid()) loop
+    if clock_timestamp() > started + patience then
+      raise lock_not_available using message = 'transactions that began in the old epoch have not ended: try again',
+        hint = 'pg_stat_activity shows old transactions, pg_prepared_xacts the prepared ones.';
+    end if;
+    perform pg_sleep(0.01);
   end loop;
 end
 $$;

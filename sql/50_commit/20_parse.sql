@@ -195,8 +195,7 @@ begin
               from jsonb_array_elements(given->'reads') with ordinality v(e, i) offset 0) u;
   end if;
   if problem is not null then
-    r.refusal := concord_internal.refusal('invalid_request', nullif(split_part(problem, '|', 1), ''),
-                   coalesce(nullif(split_part(problem, '|', 1), '') || ': ', '') || split_part(problem, '|', 2));
+    r.refusal := concord_internal.refusal('invalid_request', nullif(split_part(problem, '|', 1), ''), split_part(problem, '|', 2));
     return r;
   end if;
   r.premises := coalesce(r.premises, '{}');

@@ -1,8 +1,8 @@
 -- 2 resolve: models, columns, ids and values, still without looking at a row. Definers read concord's tables; everything
 -- that runs a user type's input function runs as the caller.
 
--- The models of these names for a tenant: its own before a shared one. One that is not there has no id.
-create function concord_internal.models_named(names text[], tenant text)
+-- The models of these names for the principal: its tenant's own before a shared one. One that is not there has no id.
+create function concord_internal.models_named(names text[])
 returns concord_internal.models[]
 language plpgsql
 stable
@@ -10,13 +10,14 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
+  who constant concord.principal := concord.principal();
   listed concord_internal.models[] := '{}';
   m concord_internal.models;
   wanted text;
 begin
   foreach wanted in array names loop
     select o.* into m from concord_internal.models o
-     where o.name = wanted and o.tenant in (models_named.tenant, '') and exists (select from pg_class where oid = o.rel)
+     where o.name = wanted and o.tenant in (coalesce((who).tenant, ''), '') and exists (select from pg_class where oid = o.rel)
      order by o.tenant desc limit 1;
     listed := listed || m;
   end loop;
@@ -172,6 +173,10 @@ begin
     if p.model is not null then
       p.m := array_position(r.model_names, p.model);
       m := models[p.m];
+      if not has_any_column_privilege(m.rel, 'select') then
+        r.refusal := concord_internal.refusal('forbidden', 'reads[' || p.n || '].model', 'you may not select from this table');
+        return;
+      end if;
       if not m.columns ?& p.fields then
         r.refusal := (select concord_internal.refusal('invalid_request', format('reads[%s].fields[%s]', p.n, i - 1), format('%s has no column %I', p.model, f))
                         from unnest(p.fields) with ordinality u(f, i) where not m.columns ? f limit 1);
@@ -243,7 +248,7 @@ begin
 end
 $$;
 
-select concord_internal.open_to('concord_internal.models_named(text[],text)', 'concord_app');
+select concord_internal.open_to('concord_internal.models_named(text[])', 'concord_app');
 select concord_internal.open_to('concord_internal.live_model(concord_internal.models)', 'concord_app');
 select concord_internal.open_to('concord_internal.record_of(concord_internal.models,text[])', 'concord_app');
 select concord_internal.open_to('concord_internal.canonical_key(concord_internal.models,jsonb)', 'concord_app');

@@ -31,18 +31,30 @@ begin
 end
 $$;
 
--- Written last, as the calling principal. Called by hand it records what its caller could have had by an unguarded commit
--- of the same writes: an entry of its own, under its own name, over deltas of its own transaction.
+-- Written last, as the calling principal. A raw write must not pass for a commit, and this can be called by any role that
+-- commits; so it looks who calls: the second line of its call stack has to be run_commit or run_plain. They call it from a
+-- plain assignment, so that no text of a statement, which a caller could choose, stands between; a function of that
+-- qualified name can't be made by a role that may not create in this schema, and odd names appear quoted. The words before
+-- the name are those of the first line, whatever the language of messages.
 create function concord_internal.record_commit(commit_id uuid, first_seq bigint, last_seq bigint, label text,
   idempotency_key text, digest bytea, receipt jsonb, held jsonb)
-returns void
+returns boolean
 language plpgsql
 security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
   who constant concord.principal := concord.principal();
+  stack text;
+  words text;
 begin
+  get diagnostics stack = pg_context;
+  words := split_part(split_part(stack, E'\n', 1), 'concord_internal.record_commit(', 1);
+  if words = '' or not (starts_with(split_part(stack, E'\n', 2), words || 'concord_internal.run_commit(jsonb) ')
+                        or starts_with(split_part(stack, E'\n', 2), words || 'concord_internal.run_plain(jsonb) ')) then
+    perform concord_internal.fail('forbidden', null,
+      'only concord.commit records a commit (with concord_internal in search_path it can''t be told: take it out)');
+  end if;
   if who.id is null then
     perform concord_internal.fail('unauthenticated');
   end if;
@@ -62,6 +74,7 @@ begin
            and x.key is not null and x.key = h.id and x.model = h.model and x.seq = h.seq
            and (m.tenant_column is null or x.tenant = who.tenant)) d on true;
   end if;
+  return true;
 end
 $$;
 

@@ -24,6 +24,9 @@ declare
   token constant text := coalesce(e->>'readAt', given->>'readAt');
   t concord_internal.token;
 begin
+  if jsonb_typeof(e) is distinct from 'object' then  -- whatever else it is, it is not plain
+    return null;
+  end if;
   if jsonb_array_length(given->'operations') <> 1 or given - array['readAt', 'onStale', 'operations'] <> '{}'
      or e->>'type' <> 'update' or e - array['type', 'model', 'id', 'data', 'readAt', 'onStale'] <> '{}'
      or coalesce(e->>'onStale', given->>'onStale', 'reject') not in ('reject', 'overwrite', 'notify')
@@ -68,7 +71,7 @@ begin
      and (token is null or m.horizon_epoch < t.epoch and not m.horizon_xid = any (t.xip)
           or m.horizon_epoch = t.epoch and m.horizon_xid < t.xmax and not m.horizon_xid = any (t.xip))
      and m.signature = (
-       select bit_xor(hashtextextended(a.attname::text, (a.atttypid::bigint << 32 | a.attcollation::bigint) + a.attgenerated::integer))
+       select bit_xor(hashtextextended(a.attname::text, (a.atttypid::bigint << 32 | a.attcollation::bigint) + a.attgenerated::integer + a.attnum * 1000003))
          from pg_attribute a where a.attrelid = m.rel and a.attnum > 0 and not a.attisdropped)
    order by m.tenant desc limit 1;
   c.t := t;
@@ -94,7 +97,7 @@ begin
            select from concord_internal.models m
             where m.id = c.model and not m.paused and m.horizon_xid = c.horizon and m.signature = c.signature
               and m.signature = (
-                select bit_xor(hashtextextended(a.attname::text, (a.atttypid::bigint << 32 | a.attcollation::bigint) + a.attgenerated::integer))
+                select bit_xor(hashtextextended(a.attname::text, (a.atttypid::bigint << 32 | a.attcollation::bigint) + a.attgenerated::integer + a.attnum * 1000003))
                   from pg_attribute a where a.attrelid = m.rel and a.attnum > 0 and not a.attisdropped))
       or exists (select from (
            select d.epoch, d.xid from concord_internal.deltas d
@@ -112,7 +115,7 @@ returns jsonb
 language plpgsql
 as $$
 declare
-  e constant jsonb := given->'operations'->0;
+  e constant jsonb := case when jsonb_typeof(given->'operations') = 'array' then given->'operations'->0 end;
   c concord_internal.plain_commit;
   t concord_internal.token;
   row_key text;
@@ -122,6 +125,7 @@ declare
   commit_id constant uuid := gen_random_uuid();
   before_seq bigint;
   after_seq bigint;
+  recorded boolean;
 begin
   c := concord_internal.plain_context(given, e);
   if c.model is null then
@@ -152,7 +156,7 @@ begin
   end if;
   perform set_config('concord.committing', was_committing, true), set_config('lock_timeout', was_timeout, true);
   after_seq := concord_internal.last_delta_seq();
-  perform concord_internal.record_commit(commit_id, before_seq, after_seq, null, null, null, null, null);
+  recorded := concord_internal.record_commit(commit_id, before_seq, after_seq, null, null, null, null, null);
   return jsonb_build_object(
     'object', 'commit_receipt', 'id', commit_id, 'status', 'confirmed', 'replayed', false,
     'syncId', case when after_seq > before_seq then after_seq end,

@@ -24,6 +24,8 @@ declare
   before_seq bigint;
   after_seq bigint;
   receipt jsonb;
+  held jsonb;
+  recorded boolean;
   o concord_internal.operation;
   i integer;
 begin
@@ -62,7 +64,7 @@ begin
   perform set_config('lock_timeout', concord_internal.setting('lock_timeout'), true);
   for attempt in 1 .. 4 loop
     -- models, columns, ids, values; with a lock on each table, so that its columns stay what we take them for
-    named := concord_internal.models_named(r.model_names, who.tenant);
+    named := concord_internal.models_named(r.model_names);
     for i in 1 .. cardinality(named) loop
       if (named[i]).id is not null and has_any_column_privilege((named[i]).rel, 'select') then
         execute format('select from %s limit 0', (named[i]).rel);
@@ -90,7 +92,7 @@ begin
     -- lock
     present := concord_internal.lock_request(r, models, who.tenant);
     -- While we waited somebody may have redefined a model. Now that we hold the rows nobody retypes their table.
-    exit when concord_internal.live_models(concord_internal.models_named(r.model_names, who.tenant)) is not distinct from models;
+    exit when concord_internal.live_models(concord_internal.models_named(r.model_names)) is not distinct from models;
   end loop;
 
   loop
@@ -136,8 +138,10 @@ begin
 
   -- answer
   receipt := concord_internal.answer(r, models, commit_id, notifications, seen, before_seq, after_seq, who.tenant);
-  perform concord_internal.record_commit(commit_id, before_seq, after_seq, r.label, r.idempotency_key, digest, receipt,
-    case when receipt->'held' <> '0' then concord_internal.held_entries(r, models) end);
+  if receipt->'held' <> '0' then
+    held := concord_internal.held_entries(r, models);
+  end if;
+  recorded := concord_internal.record_commit(commit_id, before_seq, after_seq, r.label, r.idempotency_key, digest, receipt, held);
   perform set_config('lock_timeout', was_timeout, true);
   return receipt;
 end
@@ -291,7 +295,7 @@ begin
   if model is null or id is null then
     perform concord_internal.fail('invalid_request', case when model is null then 'model' else 'id' end, 'may not be null');
   end if;
-  m := (concord_internal.models_named(array[model], coalesce(who.tenant, '')))[1];
+  m := (concord_internal.models_named(array[model]))[1];
   if m.id is null then
     perform concord_internal.fail('model_unknown', 'model', null, jsonb_build_object('model', model));
   end if;

@@ -96,7 +96,7 @@ begin
     perform concord_internal.fail('invalid_request', case when model is null then 'model' when id is null then 'id' else 'max' end,
       case when model is null or id is null then 'may not be null' else 'at least 1' end);
   end if;
-  m := (concord_internal.models_named(array[model], coalesce((concord.principal()).tenant, '')))[1];
+  m := (concord_internal.models_named(array[model]))[1];
   if m.id is null then
     m := concord_internal.owned_model(model);
   end if;

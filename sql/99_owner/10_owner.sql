@@ -18,7 +18,10 @@ begin
       raise insufficient_privilege;
     end if;
     if not (select rolsuper from pg_roles where rolname = current_user) then
-      if not pg_has_role('concord_owner', 'member') then
+      -- Who made the role on 16 and later is a member without SET and INHERIT, and may grant itself both.
+      if current_setting('server_version_num')::integer >= 160000 then
+        execute format('grant concord_owner to %I with inherit true, set true', current_user);
+      elsif not pg_has_role('concord_owner', 'member') then
         execute format('grant concord_owner to %I', current_user);
       end if;
       execute format('grant create on database %I to concord_owner', current_database());

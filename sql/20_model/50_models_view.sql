@@ -1,0 +1,25 @@
+-- The models whose table the caller may select from or owns.
+create function concord_internal.visible_models()
+returns setof concord_internal.models
+language sql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  select m.* from concord_internal.models m
+   where not exists (select from pg_class c where c.oid = m.rel)
+      or has_any_column_privilege(concord_internal.caller(), m.rel, 'select') or concord_internal.owns(m.rel)
+$$;
+
+select concord_internal.open_to('concord_internal.visible_models()', 'public');
+
+create view concord.models as
+  select m.rel, m.name, nullif(m.tenant, '') as tenant, m.tenant_column, m.key_columns, m.groups, m.ignore_fields, m.secret_fields,
+         m.detail, m.on_stale, m.paused, m.tracked_at
+    from concord_internal.visible_models() m;
+comment on view concord.models is
+  'The tracked tables that the caller may select from, or owns: rel, public name, tenant (null: shared, or per row by
+tenant_column), key, groups, ignored and secret fields, detail (names or before), default modes, paused, since when. A table
+that was dropped shows by its number until concord.track or concord.refresh next looks.';
+
+select concord_internal.open_view_to('concord.models', 'public');
