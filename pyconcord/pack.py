@@ -1,0 +1,394 @@
+"""Put the pack into a database, bring it up to date, take it out: over a connection alone.
+
+For managed servers, on whose disks no extension files can be placed. The SQL is the same as behind
+``CREATE EXTENSION concord`` and ``psql -f``; here it runs in one transaction of the caller's
+connection. Where the pack is there as an extension, ``upgrade`` and ``uninstall`` go by way of
+ALTER and DROP EXTENSION.
+
+Each operation is a `Plan`: ``install_plan(…).script()`` is the SQL that ``install(…)`` would run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import psycopg
+from psycopg import sql
+from psycopg.errors import (
+    DependentObjectsStillExist,
+    InsufficientPrivilege,
+    ObjectInUse,
+    UndefinedObject,
+)
+
+from pyconcord._files import Files, FilesError, Upgrade
+
+__all__ = [
+    "Files",
+    "FilesError",
+    "Installed",
+    "Outcome",
+    "PackError",
+    "Plan",
+    "Step",
+    "Upgrade",
+    "install",
+    "install_plan",
+    "installed",
+    "script",
+    "uninstall",
+    "uninstall_plan",
+    "upgrade",
+    "upgrade_plan",
+]
+
+ROLES = ("concord_app", "concord_service", "concord_owner")
+
+Connection = psycopg.Connection[Any]
+Kind = Literal["extension", "objects"]
+Action = Literal["installed", "upgraded", "uninstalled", "granted", "unchanged"]
+
+
+class PackError(RuntimeError):
+    """The operation was refused before it changed anything; the message says why."""
+
+
+@dataclass(frozen=True)
+class Installed:
+    """The pack as it is found in a database."""
+
+    kind: Kind
+    version: str
+
+    def __str__(self) -> str:
+        how = "as an extension" if self.kind == "extension" else "as plain objects"
+        return f"concord {self.version}, {how}"
+
+
+@dataclass(frozen=True)
+class Step:
+    """Some SQL. Where the right to run an `attempt` is missing, it is left to an administrator."""
+
+    sql: str
+    attempt: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an operation did."""
+
+    action: Action
+    installed: Installed | None
+    """What is there afterwards."""
+    notices: tuple[str, ...] = ()
+    """What the SQL had to say, word for word."""
+    for_administrator: tuple[str, ...] = ()
+    """SQL that this connection had no right to run."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an operation will do, worked out but not begun."""
+
+    action: Action
+    steps: tuple[Step, ...]
+    then: Installed | None
+    """What should be there afterwards; an operation that ends elsewhere is rolled back."""
+
+    def script(self) -> str:
+        """The SQL, as one transaction for psql."""
+        if not self.steps:
+            return ""
+        return "\n".join(["begin;", *(_terminated(step.sql) for step in self.steps), "commit;", ""])
+
+    def run(self, connection: Connection) -> Outcome:
+        """Run it, in one transaction (a savepoint, if the connection is in one already)."""
+        notices: list[str] = []
+        left: list[str] = []
+
+        def listen(diagnostic: psycopg.errors.Diagnostic) -> None:
+            lines = [diagnostic.message_primary, diagnostic.message_detail, diagnostic.message_hint]
+            notices.append("\n".join(line for line in lines if line))
+
+        connection.add_notice_handler(listen)
+        try:
+            with connection.transaction():
+                for step in self.steps:
+                    if not _run_step(connection, step):
+                        left.append(_terminated(step.sql))
+                found = installed(connection)
+                if found != self.then:
+                    raise PackError(f"expected {self.then or 'no concord'}, found {found}")
+        finally:
+            connection.remove_notice_handler(listen)
+        return Outcome(self.action, self.then, tuple(notices), tuple(left))
+
+
+def script(files: Files | None = None) -> str:
+    """The install script itself, as ``psql -f`` takes it."""
+    return (files or Files.find()).script
+
+
+def installed(connection: Connection) -> Installed | None:
+    """The pack in this database, if it is there."""
+    row = connection.execute(
+        "select extversion from pg_extension where extname = 'concord'"
+    ).fetchone()
+    if row is not None:
+        return Installed("extension", row[0])
+    row = connection.execute("select to_regprocedure('concord.version()') is not null").fetchone()
+    if row is None or not row[0]:
+        return None
+    row = connection.execute("select concord.version()").fetchone()
+    assert row is not None
+    return Installed("objects", row[0])
+
+
+# --- install --------------------------------------------------------------------------------------
+
+
+def install(
+    connection: Connection,
+    *,
+    app_role: str | None = None,
+    service: bool = False,
+    files: Files | None = None,
+) -> Outcome:
+    """Install the pack, and grant `app_role` the use of it.
+
+    With `service` that login may also state who acts (it is granted ``concord_service`` and trusted
+    in this database). On a database that has this version already only the grants are made.
+    """
+    return install_plan(connection, app_role=app_role, service=service, files=files).run(connection)
+
+
+def install_plan(
+    connection: Connection | None = None,
+    *,
+    app_role: str | None = None,
+    service: bool = False,
+    files: Files | None = None,
+) -> Plan:
+    """What `install` would do; without a connection, what it would do to an empty database."""
+    if service and app_role is None:
+        raise PackError("service needs the login that it is for: app_role")
+    files = files or Files.find()
+    there = None
+    if connection is not None:
+        there = installed(connection)
+        if there is not None and there.version != files.version:
+            raise PackError(f"this database has {there}; upgrade brings it to {files.version}")
+        if there is None:
+            _refuse_strangers(connection)
+        if app_role is not None:
+            _require_role(connection, app_role)
+    grants = _grants(app_role, service)
+    if there is not None:
+        return Plan("granted" if grants else "unchanged", grants, there)
+    return Plan("installed", (Step(files.script), *grants), Installed("objects", files.version))
+
+
+def _grants(app_role: str | None, service: bool) -> tuple[Step, ...]:
+    if app_role is None:
+        return ()
+    role = sql.Identifier(app_role).as_string(None)
+    steps = [Step(f"grant concord_app to {role}", attempt=True)]
+    if service:
+        name = sql.Literal(app_role).as_string(None)
+        steps += [
+            Step(f"grant concord_service to {role}", attempt=True),
+            Step(f"select concord.trust_login({name})"),
+        ]
+    return tuple(steps)
+
+
+def _refuse_strangers(connection: Connection) -> None:
+    rows = connection.execute(
+        "select nspname from pg_namespace"
+        " where nspname in ('concord', 'concord_internal') order by 1"
+    ).fetchall()
+    if rows:
+        names = " and ".join(row[0] for row in rows)
+        raise PackError(f"this database has a schema {names} that is not a whole concord")
+
+
+def _require_role(connection: Connection, name: str) -> None:
+    row = connection.execute("select 1 from pg_roles where rolname = %s", (name,)).fetchone()
+    if row is None:
+        raise PackError(f"there is no role {name!r} on this server")
+
+
+# --- upgrade --------------------------------------------------------------------------------------
+
+
+def upgrade(
+    connection: Connection, *, to: str | None = None, files: Files | None = None
+) -> Outcome:
+    """Bring the pack to version `to`, by default the one this package carries."""
+    return upgrade_plan(connection, to=to, files=files).run(connection)
+
+
+def upgrade_plan(
+    connection: Connection, *, to: str | None = None, files: Files | None = None
+) -> Plan:
+    """What `upgrade` would do."""
+    files = files or Files.find()
+    target = to or files.version
+    there = installed(connection)
+    if there is None:
+        raise PackError("there is no concord in this database: install it")
+    then = Installed(there.kind, target)
+    if there.version == target:
+        return Plan("unchanged", (), then)
+    if there.kind == "objects":
+        steps = tuple(Step(upgrade.sql) for upgrade in files.chain(there.version, target))
+        return Plan("upgraded", steps, then)
+    row = connection.execute(
+        "select path from pg_extension_update_paths('concord') where source = %s and target = %s",
+        (there.version, target),
+    ).fetchone()
+    if row is None or row[0] is None:
+        raise PackError(
+            f"this database has {there}, and its server has no files for {target}: "
+            "put them there (make install), then upgrade"
+        )
+    version = sql.Literal(target).as_string(None)
+    return Plan("upgraded", (Step(f"alter extension concord update to {version}"),), then)
+
+
+# --- uninstall ------------------------------------------------------------------------------------
+
+
+def uninstall(connection: Connection, *, force: bool = False, drop_roles: bool = False) -> Outcome:
+    """Take the pack out, with its log.
+
+    Refused while tables are tracked, unless `force` says to untrack them first; refused while
+    anything of the user's depends on it (a view over ``concord.changes``, say). The roles belong to
+    the whole server and stay, unless `drop_roles` says to drop them too; they stay even then where
+    another database uses them.
+    """
+    return uninstall_plan(connection, force=force, drop_roles=drop_roles).run(connection)
+
+
+def uninstall_plan(
+    connection: Connection, *, force: bool = False, drop_roles: bool = False
+) -> Plan:
+    """What `uninstall` would do."""
+    there = installed(connection)
+    if there is None:
+        return Plan("unchanged", (), None)
+    tracked = _tracked(connection)
+    if tracked and not force:
+        raise PackError(
+            f"{len(tracked)} tables are tracked ({_some(tracked)}): untrack them, or use force"
+        )
+    users = _dependents(connection)
+    if users:
+        raise PackError(f"the database's own objects depend on concord: {_some(users)}")
+    untrack = [
+        Step(f"select concord.untrack({sql.Literal(table).as_string(None)})") for table in tracked
+    ]
+    if there.kind == "extension":
+        drop = "drop extension concord cascade"
+    else:
+        drop = "drop schema concord, concord_internal cascade"
+    last = []
+    database = sql.Identifier(connection.info.dbname).as_string(None)
+    if _owner_may_create(
+        connection
+    ):  # an installer who is no superuser gave it that, to own schemas
+        last.append(Step(f"revoke create on database {database} from concord_owner", attempt=True))
+    if drop_roles:
+        # All or none: nothing in another database depends on concord_service by itself.
+        last.append(Step(f"drop role if exists {', '.join(ROLES)}", attempt=True))
+    return Plan("uninstalled", (*untrack, Step(drop), *last), None)
+
+
+def _tracked(connection: Connection) -> list[str]:
+    """The tracked tables: what the view shows this role, and what has concord's triggers."""
+    rows = connection.execute(
+        """
+        select c.oid::regclass::text
+        from pg_class c
+        where c.oid in (select rel from concord.models)
+           or not c.relispartition and exists (
+                select from pg_trigger t join pg_proc p on p.oid = t.tgfoid
+                where t.tgrelid = c.oid and not t.tgisinternal
+                  and p.pronamespace = 'concord_internal'::regnamespace)
+        order by 1
+        """
+    ).fetchall()
+    return [row[0] for row in rows]
+
+
+def _owner_may_create(connection: Connection) -> bool:
+    row = connection.execute(
+        "select exists (select from pg_database, aclexplode(datacl) a"
+        " where datname = current_database()"
+        " and a.grantee = to_regrole('concord_owner') and a.privilege_type = 'CREATE')"
+    ).fetchone()
+    return row is not None and bool(row[0])
+
+
+def _dependents(connection: Connection) -> list[str]:
+    """Objects outside of concord's schemas that CASCADE would take along, less its own.
+
+    What `track` puts on tables goes with `untrack`, and an event trigger on concord's functions is
+    concord's.
+    """
+    rows = connection.execute(_DEPENDENTS).fetchall()
+    return [row[0] for row in rows]
+
+
+_DEPENDENTS = """
+with schemas as (select oid from pg_namespace where nspname in ('concord', 'concord_internal')),
+own (classid, objid) as (
+  select 'pg_class'::regclass, oid from pg_class where relnamespace in (select oid from schemas)
+  union all
+  select 'pg_proc'::regclass, oid from pg_proc where pronamespace in (select oid from schemas)
+  union all
+  select 'pg_type'::regclass, oid from pg_type where typnamespace in (select oid from schemas)
+)
+select distinct pg_describe_object(d.classid, d.objid, 0)
+from own
+join pg_depend d on d.refclassid = own.classid and d.refobjid = own.objid
+cross join lateral pg_identify_object_as_address(d.classid, d.objid, 0) as a
+where d.deptype in ('n', 'a')
+  and d.classid <> 'pg_event_trigger'::regclass
+  and a.object_names[1] not in ('concord', 'concord_internal')
+  and not exists (
+    select from pg_trigger t
+    where d.classid = 'pg_trigger'::regclass and t.oid = d.objid and t.tgname like 'concord%'
+  )
+order by 1
+"""
+
+
+# --- running --------------------------------------------------------------------------------------
+
+
+def _run_step(connection: Connection, step: Step) -> bool:
+    """Whether it ran; an attempt that the server refuses for want of rights did not."""
+    if not step.attempt:
+        connection.execute(step.sql.encode())
+        return True
+    try:
+        with connection.transaction():
+            connection.execute(step.sql.encode())
+    except (InsufficientPrivilege, UndefinedObject):
+        return False
+    except (DependentObjectsStillExist, ObjectInUse):
+        return True  # a role that other databases of the server use: it stays
+    return True
+
+
+def _terminated(statement: str) -> str:
+    text = statement.rstrip()
+    return text if text.endswith(";") else f"{text};"
+
+
+def _some(names: Sequence[str], limit: int = 5) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
