@@ -1,0 +1,204 @@
+"""One exception per code. The codes are the server's (sql/00_errors); a test compares the two."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import psycopg
+
+from .receipts import Notification
+
+
+class ConcordError(Exception):
+    """A refusal by Concord, or contention that outlasted the retries.
+
+    Failures while writing (constraints, row-level security) are no refusals: they pass through as
+    the psycopg errors that they are.
+    """
+
+    code: str = "unknown"
+    """What happened, stable across versions."""
+    sqlstate: ClassVar[str | None] = None
+    retryable: bool = False
+    """Whether the same request may pass when it is sent again unchanged."""
+
+    def __init__(
+        self, message: str, *, param: str | None = None, detail: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__(message if param is None else f"{param}: {message}")
+        self.message = message
+        self.detail: Mapping[str, Any] = detail or {}
+        """The error as the server gave it."""
+        self.param: str | None = param or self.detail.get("param")
+        """Where in the request: a path such as `operations[3].readAt`."""
+        self.notifications: tuple[Notification, ...] = tuple(
+            Notification.parse(each) for each in self.detail.get("notifications", ())
+        )
+        """What moved, of every stale operation and premise."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exceptions travel between processes as their positional arguments, and we have keywords.
+        return _revive, (type(self), self.message, self.param, dict(self.detail)), self.__dict__
+
+
+def _revive(
+    kind: type[ConcordError], message: str, param: str | None, detail: dict[str, Any]
+) -> ConcordError:
+    return kind(message, param=param, detail=detail)
+
+
+class StaleContext(ConcordError):
+    """Something that the write rests on moved after it was read; `notifications` says what."""
+
+    code = "stale_context"
+    sqlstate = "KC001"
+
+
+class PreconditionFailed(ConcordError):
+    """A `where` did not hold."""
+
+    code = "precondition_failed"
+    sqlstate = "KC002"
+
+
+class AlreadyExists(ConcordError):
+    """There is a row under the id that was to be created."""
+
+    code = "already_exists"
+    sqlstate = "KC003"
+
+
+class NotFound(ConcordError):
+    """There is no such row, or none that the caller may see."""
+
+    code = "not_found"
+    sqlstate = "KC004"
+
+
+class TokenExpired(ConcordError):
+    """The token is older than the log. Read again."""
+
+    code = "token_expired"
+    sqlstate = "KC005"
+
+
+class TokenForeign(ConcordError):
+    """The token is of another server, or of this one before a crash. Read again."""
+
+    code = "token_foreign"
+    sqlstate = "KC006"
+
+
+class TokenInvalid(ConcordError):
+    """The token was altered or cut."""
+
+    code = "token_invalid"
+    sqlstate = "KC007"
+
+
+class ModelUnknown(ConcordError):
+    """Nothing is tracked under this name."""
+
+    code = "model_unknown"
+    sqlstate = "KC008"
+
+
+class ModelChanged(ConcordError):
+    """The token does not know the model as it is now. Read again, or `refresh` the model."""
+
+    code = "model_changed"
+    sqlstate = "KC009"
+
+
+class IdempotencyInProgress(ConcordError):
+    """A request with this idempotency key is still running."""
+
+    code = "idempotency_in_progress"
+    sqlstate = "KC010"
+    retryable = True
+
+
+class IdempotencyMismatch(ConcordError):
+    """This idempotency key was used for another request."""
+
+    code = "idempotency_mismatch"
+    sqlstate = "KC011"
+
+
+class InvalidRequest(ConcordError):
+    """The request is malformed; `param` says where."""
+
+    code = "invalid_request"
+    sqlstate = "KC012"
+
+
+class Unauthenticated(ConcordError):
+    """Nobody is acting."""
+
+    code = "unauthenticated"
+    sqlstate = "KC013"
+
+
+class Forbidden(ConcordError):
+    """The principal, or the login, may not do this."""
+
+    code = "forbidden"
+    sqlstate = "KC014"
+
+
+class Contended(ConcordError):
+    """Postgres gave up a wait or a deadlock. Its own error is the `__cause__`."""
+
+    code = "contended"
+    retryable = True
+
+
+class HeldWritesIgnored(UserWarning):
+    """An actor left its block with held writes that nobody looked at."""
+
+
+BY_CODE: Mapping[str, type[ConcordError]] = {
+    kind.code: kind for kind in ConcordError.__subclasses__()
+}
+_BY_SQLSTATE = {kind.sqlstate: kind for kind in BY_CODE.values() if kind.sqlstate}
+_CONTENTION = (
+    psycopg.errors.DeadlockDetected,
+    psycopg.errors.SerializationFailure,
+    psycopg.errors.LockNotAvailable,
+)
+
+
+def from_wire(error: Mapping[str, Any]) -> ConcordError:
+    """The exception for the `error` of a rejected receipt, of a newer server's code too."""
+    kind = BY_CODE.get(error["code"], ConcordError)
+    param = error.get("param")
+    message = error["message"].removeprefix(f"{param}: ")
+    raised = kind(message, param=param, detail=error)
+    raised.code, raised.retryable = error["code"], error["retryable"]
+    return raised
+
+
+def from_database(error: psycopg.Error) -> ConcordError | None:
+    """The exception for what a function of Concord raised; None for any other error."""
+    message = error.diag.message_primary or str(error)
+    if isinstance(error, _CONTENTION):
+        return Contended(message)
+    kind = _BY_SQLSTATE.get(error.sqlstate or "")
+    if kind is None:
+        return None
+    detail = _detail(error.diag.message_detail)
+    # SQL puts code and param before the sentence, for those who see nothing but the MESSAGE.
+    place = f" at {detail['param']}" if "param" in detail else ""
+    message = message.removeprefix(f"{kind.code}{place}: ")
+    return from_wire({"code": kind.code, "retryable": kind.retryable, **detail, "message": message})
+
+
+def _detail(text: str | None) -> dict[str, Any]:
+    # Concord's DETAIL is a JSON object; a user's own trigger may raise KCnnn with a sentence there.
+    try:
+        detail = json.loads(text or "{}")
+    except ValueError:
+        return {}
+    return detail if isinstance(detail, dict) else {}
