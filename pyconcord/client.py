@@ -318,8 +318,8 @@ class Actor(Reader[D]):
         the last `StaleContext` is raised. None when there is nothing to write: `merge` gave None,
         or no field. For a held delete, no field means to delete after all.
 
-        When only a premise of the commit was stale, `current` is read afresh, `base` is empty, and
-        the premise is declared again as it was when this was told. An operation that refers to
+        The premises of the commit are declared again, a stale one as it was when this was told. When
+        only a premise was stale, `current` is read afresh and `base` is empty. An operation that refers to
         another one of its batch cannot be resolved alone: commit the batch anew.
         """
         if rounds < 1:

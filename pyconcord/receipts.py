@@ -159,7 +159,7 @@ class Held:
     notification: Notification | None
     """Why it was held itself; None when only a premise of the commit was stale."""
     premises: tuple[Mapping[str, Any], ...]
-    """The stale premises of the commit, as they are to be declared again."""
+    """The premises of the commit, as they are to be declared again."""
     premise_notifications: tuple[Notification, ...] = ()
 
     @property
@@ -243,11 +243,15 @@ class Receipt:
         reads: Sequence[Mapping[str, Any]] = request.get("reads") or ()
         notifications = tuple(Notification.parse(each) for each in raw["notifications"])
         moved = tuple(each for each in notifications if each.read is not None)
-        # Without a mode of their own: who resolves has to hear of it when they move again.
+        # All of them, in their order: one that still held may move while somebody merges. A stale one
+        # is declared again as it was when this was told; another under its own token, or, where the
+        # commit wrote something itself, under the receipt's, which counts that as seen. Without a
+        # mode of their own: who resolves has to hear of it when they move.
+        told = {each.read: each.observed_at for each in moved}
         premises = tuple(
-            {k: v for k, v in reads[each.read or 0].items() if k != "onStale"}
-            | {"readAt": each.observed_at}
-            for each in moved
+            {k: v for k, v in read.items() if k != "onStale"}
+            | {"readAt": told.get(n) or (raw["readAt"] if raw["applied"] else _token(read, request))}
+            for n, read in enumerate(reads)
         )
         own = {each.index: each for each in notifications if each.index is not None}
         outcomes = tuple(
@@ -280,6 +284,10 @@ class Receipt:
                 if each.outcome == "held"
             ),
         )
+
+
+def _token(read: Mapping[str, Any], request: Mapping[str, Any]) -> Any:
+    return read.get("readAt") or request.get("readAt")
 
 
 @dataclass(frozen=True)

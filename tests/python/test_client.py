@@ -536,6 +536,26 @@ def test_resolve_what_a_premise_held(me: Actor, raw: psycopg.Connection[Any]) ->
     assert title(raw) == "mine"
 
 
+def test_resolve_rests_on_every_premise_of_the_commit(
+    me: Actor, raw: psycopg.Connection[Any]
+) -> None:
+    """A premise that held at first, and moves while somebody merges, is not forgotten."""
+    slide, deck, other = me.read("slides", 1), me.read("decks", 1), me.read("slides", 2)
+    raw.execute("update slides set title = 'theirs' where id = 1")
+    receipt = me.update(slide, title="mine", reads=[deck, other], on_stale="notify")
+    [held] = receipt.held
+    seen: list[Any] = []
+
+    def merge(base: Any, current: Any, proposed: Any) -> dict[str, Any]:
+        if not seen:
+            raw.execute("update slides set body = 'moved' where id = 2")
+        seen.append(current)
+        return {"title": f"{current['title']} and {proposed['title']}"}
+
+    assert me.resolve(held, merge, rounds=2) is not None
+    assert len(seen) == 2
+
+
 def test_resolve_a_create_that_a_premise_held(me: Actor, raw: psycopg.Connection[Any]) -> None:
     deck = me.read("decks", 1)
     raw.execute("update decks set name = 'moved' where id = 1")
