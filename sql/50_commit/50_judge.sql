@@ -21,7 +21,7 @@ as $$
 begin
   return (select array_agg(u.i::integer)
             from unnest(models, keys) with ordinality u(model, key, i)
-            join concord_internal.models m on m.id = u.model
+            join concord_internal.models m on m.id = u.model and has_any_column_privilege(concord_internal.caller(), m.rel, 'select')
              -- (select …): asked once, and only where the model has a tenant
              and (m.tenant = '' or m.tenant = (select (concord.principal()).tenant))
            cross join lateral (
@@ -44,7 +44,10 @@ set search_path = pg_catalog, pg_temp
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off
 as $$
 begin
-  return (select array_agg(distinct d.model) from concord_internal.deltas d
+  return (select array_agg(distinct d.model)
+            from concord_internal.deltas d
+            join concord_internal.models m on m.id = d.model and has_any_column_privilege(concord_internal.caller(), m.rel, 'select')
+             and (m.tenant = '' or m.tenant = (select (concord.principal()).tenant))
            where d.key is null and d.op <> 'g' and d.model = any (models)
              and d.epoch >= case when t.xip = '{}' then t.epoch else 0 end and d.xid >= t.xmin
              and d.xid is distinct from pg_current_xact_id_if_assigned()
@@ -79,6 +82,7 @@ as $$
    where has_column_privilege(concord_internal.caller(), rel, a.attnum, 'select')
 $$;
 
+-- STABLE, as row_values and capture are: asked in one statement, they speak of one moment.
 -- What of one row (or of its whole model) t has not seen and `fields` rests on; null fields: everything. `wanted`: the
 -- fields whose values at the token are asked for. Null when nothing conflicts; else an object:
 --   fields (those that conflict; empty: the whole row), hidden (others conflict that the caller may not read), deleted, changes, truncated, by, base, lost (changed, value not in
@@ -87,6 +91,7 @@ create function concord_internal.row_conflict(model integer, row_key text, field
                                               t concord_internal.token)
 returns jsonb
 language plpgsql
+stable
 security definer
 set search_path = pg_catalog, pg_temp
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off
@@ -153,7 +158,7 @@ begin
       newest := d;
     end if;
     truncated := jsonb_array_length(changes) >= 20;
-    exit when truncated and (whole or conflicting @> fields or fields is null);
+    exit when truncated and (whole or conflicting @> coalesce(fields, wanted));
     if not truncated then
       changes := changes || concord_internal.change_entry(d, concord_internal.readable_names(m.rel, hits));
     end if;
@@ -256,6 +261,7 @@ $$;
 create function concord_internal.group_conflict(grp text, t concord_internal.token)
 returns jsonb
 language plpgsql
+stable
 security definer
 set search_path = pg_catalog, pg_temp
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off

@@ -10,7 +10,7 @@ as $$
     'model', model, 'id', id, 'readAt', token, 'observedAt', observed,
     'conflictingFields', conflict->'fields', 'currentValues', current_values,
     'baseValues', (coalesce(current_values, '{}') - array(select jsonb_array_elements_text(conflict->'lost'))) || (conflict->'base'),
-    'proposedValues', proposed, 'writtenBy', conflict->'by', 'deleted', conflict->'deleted',
+    'proposedValues', proposed, 'writtenBy', conflict->'by', 'deleted', current_values is null and not place ? 'group',
     'changes', conflict->'changes', 'changesTruncated', conflict->'truncated')
 $$;
 
@@ -191,19 +191,24 @@ begin
         r.refusal := concord_internal.refusal('model_changed', format('reads[%s].group', p.n));
         return;
       end if;
-      conflict := concord_internal.group_conflict(p.grp, t);
+      select concord_internal.group_conflict(p.grp, t), concord.capture() into conflict, observed;
       if conflict is not null then
-        observed := coalesce(observed, concord_internal.observed_now());
         conflict := concord_internal.notification(jsonb_build_object('read', p.n, 'group', p.grp), p.grp, p.grp, p.token, observed, conflict, null, null)
                     - array['currentValues', 'baseValues', 'proposedValues'] || '{"currentValues": {}, "baseValues": {}, "proposedValues": {}}';
       end if;
     else
       m := models[p.m];
-      current_values := concord_internal.row_values(m, p.key, coalesce(p.fields, '{}'), tenant);
-      -- (A row that is gone is looked up again: it may have gone since `moved` was worked out.)
-      if 'r ' || p.n = any (moved) or p.absent <> (current_values is null) then
-        wanted := coalesce(p.fields, array(select jsonb_object_keys(m.columns)));
-        conflict := concord_internal.row_conflict(m.id, p.key, p.fields, wanted, t);
+      wanted := coalesce(p.fields, array(select jsonb_object_keys(m.columns)));
+      -- One statement, one snapshot: whether the row is there, what moved, its values, and the token of that moment.
+      if 'r ' || p.n = any (moved) then
+        select concord_internal.row_values(m, p.key, wanted, tenant), concord_internal.row_conflict(m.id, p.key, p.fields, wanted, t), concord.capture()
+          into current_values, conflict, observed;
+      else
+        current_values := concord_internal.row_values(m, p.key, '{}', tenant);
+        if p.absent <> (current_values is null) then  -- it came or went just now
+          select concord_internal.row_values(m, p.key, wanted, tenant), concord_internal.row_conflict(m.id, p.key, p.fields, wanted, t), concord.capture()
+            into current_values, conflict, observed;
+        end if;
       end if;
       if conflict is null and p.absent and current_values is not null then
         conflict := '{"fields": [], "deleted": false, "changes": [], "truncated": false, "base": {}, "lost": [], "by": null}';
@@ -212,10 +217,7 @@ begin
         return;
       end if;
       if conflict is not null then
-        observed := coalesce(observed, concord_internal.observed_now());
-        conflict := concord_internal.notification(jsonb_build_object('read', p.n), p.model, p.key, p.token, observed, conflict,
-          case when current_values is not null then concord_internal.row_values(m, p.key, wanted, tenant) end, '{}')
-          || case when current_values is null then '{"deleted": true}'::jsonb else '{}' end;
+        conflict := concord_internal.notification(jsonb_build_object('read', p.n), p.model, p.key, p.token, observed, conflict, current_values, '{}');
       end if;
     end if;
     if conflict is not null and p.mode <> 'overwrite' then
@@ -237,13 +239,13 @@ begin
     m := models[o.m];
     conflict := null;
     current_values := null;
-    wanted := null;
+    wanted := coalesce(o.fields, array(select jsonb_object_keys(m.columns)));
     if 'o ' || o.n = any (moved) and (o.mode <> 'overwrite' or o.only_changed) then
-      wanted := coalesce(o.fields, array(select jsonb_object_keys(m.columns)));
-      conflict := concord_internal.row_conflict(m.id, o.key, o.fields, wanted, t);
-    end if;
-    if (conflict is not null or o.only_changed) and o.n <> all (missing.absent) then
-      current_values := concord_internal.row_values(m, o.key, coalesce(o.fields, wanted), tenant);
+      -- One statement, one snapshot; a target that is not there is not locked, and may come at any moment.
+      select concord_internal.row_values(m, o.key, wanted, tenant), concord_internal.row_conflict(m.id, o.key, o.fields, wanted, t), concord.capture()
+        into current_values, conflict, observed;
+    elsif o.only_changed then
+      current_values := concord_internal.row_values(m, o.key, wanted, tenant);
     end if;
     if o.only_changed and current_values is not null and not o.refs then
       -- Equal to the value at the token: not a write. What the log does not hold counts as written.
@@ -280,7 +282,6 @@ begin
       return;
     end if;
     if conflict is not null then
-      observed := coalesce(observed, concord_internal.observed_now());
       o.conflict := concord_internal.notification(jsonb_build_object('index', o.n), o.model, o.key, o.token, observed, conflict,
         case when o.fields is not null and current_values is not null
              then (select coalesce(jsonb_object_agg(k, v), '{}') from jsonb_each(current_values) e(k, v) where k = any (o.fields))
@@ -289,9 +290,6 @@ begin
       if o.fields is not null then
         o.conflict := o.conflict || jsonb_build_object('baseValues',
           (select coalesce(jsonb_object_agg(k, v), '{}') from jsonb_each(o.conflict->'baseValues') e(k, v) where k = any (o.fields)));
-      end if;
-      if o.n = any (missing.absent) then
-        o.conflict := o.conflict || '{"deleted": true, "currentValues": null}';
       end if;
       notifications := notifications || o.conflict;
       o.conflict := o.conflict || jsonb_build_object('seq', conflict->'seq');

@@ -95,7 +95,7 @@ begin
   return array_remove(t.xip, pg_current_xact_id_if_assigned()) <> '{}'
       or not exists (
            select from concord_internal.models m
-            where m.id = c.model and not m.paused and m.horizon_xid = c.horizon and m.signature = c.signature
+            where m.id = c.model and has_any_column_privilege(concord_internal.caller(), m.rel, 'select') and not m.paused and m.horizon_xid = c.horizon and m.signature = c.signature
               and m.signature = (
                 select bit_xor(hashtextextended(a.attname::text, (a.atttypid::bigint << 32 | a.attcollation::bigint) + a.attgenerated::integer + a.attnum * 1000003))
                   from pg_attribute a where a.attrelid = m.rel and a.attnum > 0 and not a.attisdropped))
@@ -103,6 +103,7 @@ begin
            select d.epoch, d.xid from concord_internal.deltas d
             where hashtextextended(d.key, d.model::bigint) = hashtextextended(row_key, (c.model)::bigint)
               and d.key is not null and d.key = row_key and d.model = c.model
+              and (d.tenant = '' or d.tenant = (select (concord.principal()).tenant))
               and d.epoch >= t.epoch and d.xid >= t.xmin
             order by d.seq desc limit 1) newest where newest.xid >= t.xmax)
       or exists (select from concord_internal.deltas d

@@ -29,6 +29,10 @@ declare
   o concord_internal.operation;
   i integer;
 begin
+  -- The functions here run under the caller's search_path, for the sake of its triggers. Nothing may stand before pg_catalog.
+  if pg_catalog.array_to_string(pg_catalog.current_schemas(true), ',') operator(pg_catalog.!~) '^(pg_temp_[0-9]+,)?pg_catalog(,|$)' then
+    return concord_internal.refusal('invalid_request', 'search_path', 'search_path lists pg_catalog behind another schema: leave it out, and it comes first');
+  end if;
   -- shape
   if current_setting('transaction_isolation') <> 'read committed' then
     return concord_internal.refusal('invalid_request', 'isolation',

@@ -18,11 +18,10 @@
 --   crash, restore   ids are used again, and what a consumer saw last may not have survived: a position of another epoch is
 --               token_foreign. Deltas of former epochs count as seen unless their id is in the list, as in every token.
 --               The epoch is read before the snapshot: one that begins in between makes the position foreign.
---   retention   TRUNCATE empties a leaf under every snapshot, at once. It commits together with the new floor and
---               log_cut, so whoever finds a leaf empty sees both afterwards: they are compared after reading, with a fresh
---               snapshot, which is why this needs READ COMMITTED. What was cut is below the floor by transaction, and at
---               or below log_cut by seq: a position is token_expired when its base may have missed something below
---               the floor, unless it is already past log_cut, and what it missed was delivered.
+--   retention   what was cut is below the floor by transaction, and at or below log_cut by seq. A position is token_expired
+--               when its base may have missed something below the floor, unless it is already past log_cut, and what it
+--               missed was delivered. Floor and log_cut are raised before a leaf is emptied, and it is emptied only when
+--               every transaction has ended that may have read them as they were (70_upkeep/20_cut).
 --   rights      a change that the caller may not see when its page is read is passed over, and not shown later either.
 -- The greatest delta number that retention has taken away; no row before it first did.
 create table concord_internal.log_cut (
@@ -160,7 +159,7 @@ begin
 end
 $$;
 
--- Was something taken out of the log that this position still had to deliver? Asked after reading, of the position before.
+-- Was something taken out of the log that this position still has to deliver?
 create function concord_internal.position_expired(p concord_internal.feed_position)
 returns boolean
 language plpgsql

@@ -89,7 +89,6 @@ declare
   identity constant bigint := concord_internal.epoch_identity();
   epoch constant integer := concord_internal.epoch();
   p concord_internal.feed_position;
-  begun concord_internal.feed_position;  -- where this call found the batch: what it has to answer for
   at_present boolean := false;           -- the target is this very moment
   last_seq bigint;
   head text;                             -- of positions inside the batch
@@ -111,10 +110,6 @@ begin
   if coalesce(max, 0) < 1 then
     perform concord_internal.fail('invalid_request', 'max', 'at least 1');
   end if;
-  if current_setting('transaction_isolation') <> 'read committed' then
-    perform concord_internal.fail('invalid_request', 'isolation',
-      'changes needs READ COMMITTED: in a fixed snapshot it could not see that the log was cut meanwhile');
-  end if;
   p := concord_internal.parse_position(since, identity, epoch);
   if p.problem is not null then
     perform concord_internal.fail(p.problem, 'since');
@@ -126,7 +121,9 @@ begin
       p.seq := 0;
       at_present := true;
     end if;
-    begun := p;
+    if concord_internal.position_expired(p) then
+      perform concord_internal.fail('token_expired', 'since');
+    end if;
     last_seq := concord_internal.last_delta_seq();
     head := 'kcf1.' || to_hex(identity) || '.' || concord_internal.snapshot_text(p.target) || '.';
     tail := '.' || concord_internal.base_text(p);
@@ -176,9 +173,6 @@ begin
       end if;
     end loop;
 
-    if concord_internal.position_expired(begun) then
-      perform concord_internal.fail('token_expired', 'since');
-    end if;
     if shown = max then
       return next waiting;
       return;
@@ -206,9 +200,9 @@ what it had not seen); null: the oldest kept. Every row carries next_token, wher
 the feed ends with a row of op checkpoint, so that a quiet consumer''s position stays fresh. A full page need not say that
 it is the last: go on until a checkpoint comes. Each row''s changes come in their order; over rows, what one transaction
 did may be on both sides of a page, and a statement inside a trigger comes before the one that fired it. What the caller may
-see is as in concord.history, at the moment of the call; what it may not is passed over for good. READ COMMITTED only.
-Errors: token_invalid, token_foreign (after a crash or restore: begin anew), token_expired (the log was cut before this
-position got there), invalid_request (param: max, isolation).';
+see is as in concord.history, at the moment of the call; what it may not is passed over for good. In REPEATABLE READ the
+feed ends at the transaction''s snapshot. Errors: token_invalid, token_foreign (after a crash or restore: begin anew),
+token_expired (the log was cut before this position got there), invalid_request (param: max).';
 
 -- Who owns no tracked table is shown one tenant's deltas at most, and the others need not be looked at one by one.
 create function concord_internal.owns_a_model()

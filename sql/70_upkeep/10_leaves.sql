@@ -9,7 +9,9 @@ create table concord_internal.upkeep (
   epoch integer not null,               -- of the ids below
   planned_xid xid8 not null,            -- when the newest leaf was planned: how fast ids are used up
   planned_at timestamptz not null,
-  blanked_to xid8 not null              -- commits below this have had their receipts blanked
+  blanked_to xid8 not null,             -- commits below this have had their receipts blanked
+  announced_by xid8,                    -- raised the floor past leaves that are still full (see 20_cut); null: nothing is pending
+  watched text[]                        -- transactions that may have read the former floor, once they have been listed
 );
 
 create function concord_internal.leaves(out leaf regclass, out epoch integer, out from_xid xid8, out to_xid xid8)

@@ -10,14 +10,14 @@ set lock_timeout = '100ms'
 as $$
 declare
   most_leaves constant integer := 16;    -- the default among them
-  report jsonb := '{"pruned": {}, "truncated": [], "made": [], "rotated": [], "put_off": []}';
-  cutoff constant timestamptz := clock_timestamp() - concord_internal.setting('retention')::interval;
+  report jsonb := '{"pruned": {}, "announced": [], "truncated": [], "made": [], "rotated": [], "put_off": []}';
   here integer;
   own xid8;
   u concord_internal.upkeep;
   blank record;
   l record;
-  content record;
+  doomed concord_internal.doomed_leaf[];
+  d concord_internal.doomed_leaf;
   trouble text;
   width bigint;
   planned bigint;                        -- where the ranges of this epoch end
@@ -63,18 +63,31 @@ begin
     end;
   end loop;
 
-  -- Retention, from the oldest on.
-  for l in select * from concord_internal.leaves() loop
-    continue when concord_internal.leaf_is_empty(l.leaf)
-               or not case when l.epoch is null then concord_internal.default_is_closed()
-                           else concord_internal.range_is_closed(l.epoch, l.from_xid, l.to_xid) end;
-    content := concord_internal.leaf_content(l.leaf, cutoff);
-    if content.last_seq is not null then
-      trouble := concord_internal.cut_leaf(l.leaf, content.last_epoch, content.last_xid, content.last_seq);
-      report := case when trouble is null then jsonb_insert(report, '{truncated,-1}', to_jsonb(l.leaf::text), true)
+  -- Retention: what was announced is cut when nobody can be relying on it; what else is old enough is announced.
+  if u.announced_by <> own then
+    u.watched := concord_internal.wait_for_transactions(coalesce(u.watched, concord_internal.transactions_here()));
+  end if;
+  if u.announced_by = own then
+    null;  -- called twice in one transaction: nobody has seen the new floor yet
+  elsif u.watched <> '{}' then
+    report := jsonb_insert(report, '{put_off,-1}', to_jsonb(format(
+      'truncate: %s transactions have not ended that were there when it was announced', cardinality(u.watched))), true);
+  else
+    doomed := array(select f from concord_internal.doomed_leaves() f);
+    foreach d in array doomed loop
+      continue when not concord_internal.is_below_floor(d);
+      trouble := concord_internal.cut_leaf(d.leaf);
+      report := case when trouble is null then jsonb_insert(report, '{truncated,-1}', to_jsonb(d.leaf::text), true)
                      else jsonb_insert(report, '{put_off,-1}', to_jsonb(trouble), true) end;
-    end if;
-  end loop;
+    end loop;
+    u.watched := null;
+    u.announced_by := null;
+    foreach d in array array(select x from unnest(doomed) x where not concord_internal.is_below_floor(x)) loop
+      perform concord_internal.raise_floor(d);
+      report := jsonb_insert(report, '{announced,-1}', to_jsonb(d.leaf::text), true);
+      u.announced_by := own;
+    end loop;
+  end if;
 
   -- One leaf's width ahead, at least.
   width := concord_internal.leaf_width(u, own);
@@ -114,9 +127,11 @@ begin
     u.planned_at := clock_timestamp();
   end loop;
 
-  insert into concord_internal.upkeep as x values (true, clock_timestamp(), u.epoch, u.planned_xid, u.planned_at, u.blanked_to)
+  insert into concord_internal.upkeep as x values (true, clock_timestamp(), u.epoch, u.planned_xid, u.planned_at, u.blanked_to,
+                                                     u.announced_by, u.watched)
       on conflict (only_one) do update set maintained_at = excluded.maintained_at, epoch = excluded.epoch,
-         planned_xid = excluded.planned_xid, planned_at = excluded.planned_at, blanked_to = excluded.blanked_to;
+         planned_xid = excluded.planned_xid, planned_at = excluded.planned_at, blanked_to = excluded.blanked_to,
+         announced_by = excluded.announced_by, watched = excluded.watched;
   return report;
 end
 $$;
@@ -125,8 +140,9 @@ comment on function concord.maintain() is
 idempotency_retention, prunes commits and held operations past retention, and models whose table was dropped. Call it by
 itself, every ten minutes or so, from cron; its locks last until the transaction ends. Each wait is bounded by
 maintain_lock_timeout, and late or missing maintenance never breaks a write. Returns a report:
-{"pruned": {"receipts", "commits", "held", "models"}, "truncated": [leaves], "made": [leaves], "rotated": [leaves],
-"put_off": [what could not be had now, and why]}.
+{"pruned": {"receipts", "commits", "held", "models"}, "announced": [leaves: older tokens are token_expired from now on],
+"truncated": [leaves: announced before, empty now], "made": [leaves], "rotated": [leaves], "put_off": [what could not be had
+now, and why]}. The log is so cut in two calls: the second empties what the first announced.
 A superuser, the owner of the database, or a login trusted by concord.trust_login(). Errors: forbidden, invalid_request.';
 
 select concord_internal.open_to('concord.maintain()', 'public');
