@@ -18,7 +18,7 @@ create table concord_internal.models (
   key_columns name[] not null,
   columns jsonb not null,              -- concord_internal.columns_of(rel) when the triggers were made
   any_value text[] not null,           -- columns that take any JSON value: text, json, jsonb
-  signature bigint not null,           -- concord_internal.signature(rel) then
+  signature bigint[] not null,         -- concord_internal.signature(rel) then
   horizon_epoch integer not null,      -- the transaction that last changed what the deltas can answer
   horizon_xid xid8 not null,
   tracked_at timestamptz not null default now(),

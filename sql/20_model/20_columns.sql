@@ -1,18 +1,18 @@
 -- What a table looks like now, as the generators and the drift checks see it.
 
--- A number that changes when a live column comes, goes, or changes its name, position, type, collation or generation. Made
--- of oids and positions, for speed: where they differ without need (user types after a restore, a partition that has its
--- columns in another order) the triggers take their fallback, which is slower and as exact.
+-- A number for each live column, in order: they change when one comes, goes, or changes its name, order, type, collation or
+-- generation. Made of oids, for speed: where they differ without need (user types after a restore, a partition that has
+-- its columns in another order) the triggers take their fallback, which is slower and as exact.
 create function concord_internal.signature(rel oid)
-returns bigint
+returns bigint[]
 language plpgsql
 stable
 parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-  return (select bit_xor(hashtextextended(attname::text, (atttypid::bigint << 32 | attcollation::bigint) + attgenerated::integer + attnum * 1000003))
-            from pg_attribute where attrelid = rel and attnum > 0 and not attisdropped);
+  return array(select hashnameextended(a.attname, (a.atttypid::bigint << 32 | a.attcollation::bigint) + a.attgenerated::integer)
+                 from pg_attribute a where a.attrelid = rel and a.attnum > 0 and not a.attisdropped order by a.attnum);
 end
 $$;
 

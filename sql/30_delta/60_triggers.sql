@@ -12,7 +12,7 @@ language plpgsql
 as $$
 declare
   columns constant jsonb := concord_internal.columns_of(m.rel);
-  signature constant bigint := concord_internal.signature(m.rel);
+  signature constant bigint[] := concord_internal.signature(m.rel);
   statement text;
   body text;
   pins text := '';
@@ -61,7 +61,7 @@ begin
 create or replace function %1$s() returns trigger language plpgsql security definer
 set search_path = pg_catalog, pg_temp%5$s as $trigger$
 declare
-  fits constant boolean := concord_internal.trigger_fits(%2$s, tg_relid, %3$s);
+  fits constant boolean := concord_internal.trigger_fits(%2$s, tg_relid, %3$L);
   m concord_internal.models;
   statement text;
   by_kind "char" := 's';       -- nobody: system, by the login's name

@@ -5,7 +5,7 @@
 create type concord_internal.plain_commit as (
   model integer, tenant text, kind text,
   t concord_internal.token,
-  horizon xid8, signature bigint,
+  horizon xid8, signature bigint[],
   lock_statement text,       -- $1 the id as text; returns the canonical key
   write_statement text,      -- $1 the key, $2 the data
   lock_timeout text
@@ -70,9 +70,9 @@ begin
      and f.fit
      and (token is null or m.horizon_epoch < t.epoch and not m.horizon_xid = any (t.xip)
           or m.horizon_epoch = t.epoch and m.horizon_xid < t.xmax and not m.horizon_xid = any (t.xip))
-     and m.signature = (
-       select bit_xor(hashtextextended(a.attname::text, (a.atttypid::bigint << 32 | a.attcollation::bigint) + a.attgenerated::integer + a.attnum * 1000003))
-         from pg_attribute a where a.attrelid = m.rel and a.attnum > 0 and not a.attisdropped)
+     and m.signature = array(
+       select hashnameextended(a.attname, (a.atttypid::bigint << 32 | a.attcollation::bigint) + a.attgenerated::integer)
+         from pg_attribute a where a.attrelid = m.rel and a.attnum > 0 and not a.attisdropped order by a.attnum)
    order by m.tenant desc limit 1;
   c.t := t;
   c.tenant := who.tenant;
@@ -96,9 +96,9 @@ begin
       or not exists (
            select from concord_internal.models m
             where m.id = c.model and has_any_column_privilege(concord_internal.caller(), m.rel, 'select') and not m.paused and m.horizon_xid = c.horizon and m.signature = c.signature
-              and m.signature = (
-                select bit_xor(hashtextextended(a.attname::text, (a.atttypid::bigint << 32 | a.attcollation::bigint) + a.attgenerated::integer + a.attnum * 1000003))
-                  from pg_attribute a where a.attrelid = m.rel and a.attnum > 0 and not a.attisdropped))
+              and m.signature = array(
+                select hashnameextended(a.attname, (a.atttypid::bigint << 32 | a.attcollation::bigint) + a.attgenerated::integer)
+                  from pg_attribute a where a.attrelid = m.rel and a.attnum > 0 and not a.attisdropped order by a.attnum))
       or exists (select from (
            select d.epoch, d.xid from concord_internal.deltas d
             where hashtextextended(d.key, d.model::bigint) = hashtextextended(row_key, (c.model)::bigint)

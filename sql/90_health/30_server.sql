@@ -137,6 +137,12 @@ begin
       format('commit prepared %L; or rollback prepared %L;', found.gid, found.gid))::concord.finding;
   end loop;
 
+  if concord_internal.setting('notify') = 'on'
+     and not exists (select from pg_trigger where tgrelid = 'concord_internal.deltas'::regclass and tgname = 'concord_wake_up') then
+    return next row('warning', 'notify_lost', null, 'notify is on, and nobody is notified: the trigger for it was not restored',
+      'select concord.configure(''notify'', ''on'');')::concord.finding;
+  end if;
+
   for found in select l.leaf from concord_internal.leaves() l loop
     if (select count(*) from pg_index where indrelid = found.leaf and indisvalid) < pattern then
       return next row('warning', 'leaf_index_missing', null, format('%s lacks an index of the log: checks read all of it', found.leaf),
