@@ -318,9 +318,9 @@ class Actor(Reader[D]):
         the last `StaleContext` is raised. None when there is nothing to write: `merge` gave None,
         or no field. For a held delete, no field means to delete after all.
 
-        The premises of the commit are declared again, a stale one as it was when this was told. When
-        only a premise was stale, `current` is read afresh and `base` is empty. An operation that refers to
-        another one of its batch cannot be resolved alone: commit the batch anew.
+        The premises of the commit are declared again, a stale one as it was when this was told.
+        When only a premise was stale, `current` is read afresh and `base` is empty. An operation
+        that refers to another one of its batch cannot be resolved alone: commit the batch anew.
         """
         if rounds < 1:
             raise InvalidRequest("at least one round", param="rounds")

@@ -243,14 +243,18 @@ class Receipt:
         reads: Sequence[Mapping[str, Any]] = request.get("reads") or ()
         notifications = tuple(Notification.parse(each) for each in raw["notifications"])
         moved = tuple(each for each in notifications if each.read is not None)
-        # All of them, in their order: one that still held may move while somebody merges. A stale one
-        # is declared again as it was when this was told; another under its own token, or, where the
-        # commit wrote something itself, under the receipt's, which counts that as seen. Without a
-        # mode of their own: who resolves has to hear of it when they move.
+        # All of them, in their order: one that still held may move while somebody merges. A stale
+        # one is declared again as it was when this was told; another under its own token, or,
+        # where the commit wrote something itself, under the receipt's, which counts that as seen.
+        # Without a mode of their own: who resolves has to hear of it when they move.
         told = {each.read: each.observed_at for each in moved}
+
+        def asked(read: Mapping[str, Any]) -> Any:
+            return read.get("readAt") or request.get("readAt")
+
         premises = tuple(
             {k: v for k, v in read.items() if k != "onStale"}
-            | {"readAt": told.get(n) or (raw["readAt"] if raw["applied"] else _token(read, request))}
+            | {"readAt": told.get(n) or (raw["readAt"] if raw["applied"] else asked(read))}
             for n, read in enumerate(reads)
         )
         own = {each.index: each for each in notifications if each.index is not None}
@@ -284,10 +288,6 @@ class Receipt:
                 if each.outcome == "held"
             ),
         )
-
-
-def _token(read: Mapping[str, Any], request: Mapping[str, Any]) -> Any:
-    return read.get("readAt") or request.get("readAt")
 
 
 @dataclass(frozen=True)

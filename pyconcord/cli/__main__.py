@@ -1,0 +1,5 @@
+"""``python -m pyconcord.cli``"""
+
+from pyconcord.cli import main
+
+main()

@@ -1,0 +1,30 @@
+"""All commands."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import pyconcord
+from pyconcord.cli import log, pack, tables
+
+app = typer.Typer(
+    name="pyconcord",
+    help="Concurrency control for think-time, inside PostgreSQL.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for part in (pack, tables, log):
+    part.register(app)
+
+
+@app.callback(invoke_without_command=True)
+def top(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        print(pyconcord.__version__)
+        raise typer.Exit

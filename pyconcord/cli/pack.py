@@ -1,0 +1,140 @@
+"""install, upgrade, uninstall; schema; demo."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from pyconcord import schemas
+from pyconcord.cli.output import emit
+from pyconcord.cli.session import Connection, Dsn, DsnOption, Json, Session, Sql, err
+from pyconcord.pack import Outcome, Plan, install_plan, uninstall_plan, upgrade_plan
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(install)
+    app.command()(upgrade)
+    app.command()(uninstall)
+    app.command()(schema)
+    app.command()(demo)
+
+
+def install(
+    dsn: Dsn = None,
+    *,
+    dsn_option: DsnOption = None,
+    app_role: Annotated[
+        str | None, typer.Option(help="Grant this role the use of it.", metavar="NAME")
+    ] = None,
+    service: Annotated[
+        bool, typer.Option("--service", help="That login may also state who acts.")
+    ] = False,
+    sql: Sql = False,
+    json: Json = False,
+) -> None:
+    """Put the pack into a database. Where it is already, make the grants.
+
+    With --sql and no DSN it prints what an empty database would get.
+    """
+    session = Session.of(dsn, dsn_option, json)
+
+    def plan(connection: Connection | None) -> Plan:
+        return install_plan(connection, app_role=app_role, service=service)
+
+    if sql and session.dsn is None:
+        with session.answering():
+            print(plan(None).script(), end="")
+    else:
+        _carry_out(session, "installing", plan, sql)
+
+
+def upgrade(
+    dsn: Dsn = None,
+    *,
+    dsn_option: DsnOption = None,
+    to: Annotated[str | None, typer.Option(help="To which version.", metavar="VERSION")] = None,
+    sql: Sql = False,
+    json: Json = False,
+) -> None:
+    """Bring the pack in a database to the version of this program."""
+    session = Session.of(dsn, dsn_option, json)
+    _carry_out(session, "upgrading", lambda connection: upgrade_plan(connection, to=to), sql)
+
+
+def uninstall(
+    dsn: Dsn = None,
+    *,
+    dsn_option: DsnOption = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Untrack tables that are still tracked.")
+    ] = False,
+    drop_roles: Annotated[
+        bool, typer.Option("--drop-roles", help="Drop its roles, if nothing else uses them.")
+    ] = False,
+    sql: Sql = False,
+    json: Json = False,
+) -> None:
+    """Take the pack out of a database, with its log."""
+    session = Session.of(dsn, dsn_option, json)
+
+    def plan(connection: Connection) -> Plan:
+        return uninstall_plan(connection, force=force, drop_roles=drop_roles)
+
+    _carry_out(session, "uninstalling", plan, sql)
+
+
+def _carry_out(
+    session: Session, what: str, plan: Callable[[Connection], Plan], only_print: bool
+) -> None:
+    with session.answering(), session.connect() as connection:
+        if only_print:
+            print(plan(connection).script(), end="")
+            return
+        # Planned anew for each try: what is there may have changed meanwhile.
+        outcome = session.patiently(connection, what, lambda: plan(connection).run(connection))
+    if session.json:
+        emit(asdict(outcome))
+    else:
+        _tell(outcome)
+
+
+def _tell(outcome: Outcome) -> None:
+    print(f"{outcome.action}: {outcome.installed or 'no concord here'}")
+    for notice in outcome.notices:
+        err.print(notice, markup=False, soft_wrap=True)
+    if outcome.for_administrator:
+        err.print("An administrator has to run:", *outcome.for_administrator, sep="\n  ")
+
+
+def schema(
+    name: Annotated[str, typer.Argument(help=", ".join(schemas.names), show_default=False)],
+) -> None:
+    """Print a JSON Schema of the wire format."""
+    if name not in schemas.names:
+        raise typer.BadParameter(f"there are {', '.join(schemas.names)}", param_hint="NAME")
+    emit(schemas.load(name))
+
+
+def demo(
+    dsn: Dsn = None,
+    *,
+    dsn_option: DsnOption = None,
+    seconds: Annotated[
+        float | None, typer.Option(min=1, help="About how long all of it takes.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Another workload.")] = 1,
+    short: Annotated[bool, typer.Option("--short", help="A quarter of the time.")] = False,
+    json: Json = False,
+) -> None:
+    """People, agents and a job edit the same rows, six ways; one table says what was lost.
+
+    Without a DSN it starts a server of its own. It makes the database concord_demo.
+    """
+    # Here, not above: it needs the extra "embedded" where no server is named.
+    from pyconcord.demo import main
+
+    session = Session.of(dsn, dsn_option)
+    raise typer.Exit(main(session.dsn, seconds=seconds, seed=seed, short=short, json=json))

@@ -1,0 +1,162 @@
+"""One command's run: where it connects, how it waits, how it fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Annotated, Any, NoReturn, TypeVar
+
+import psycopg
+import typer
+from psycopg import sql
+from rich.console import Console
+
+from pyconcord.cli.locks import Watch
+from pyconcord.errors import Contended, from_database
+from pyconcord.pack import FilesError, PackError
+
+T = TypeVar("T")
+Connection = psycopg.Connection[Any]
+
+TRIES = 6
+LOCK_TIMEOUT = "5s"  # of one try; the pack's own functions have the setting lock_timeout
+
+
+class Exit(IntEnum):
+    """The exit codes that pyconcord.cli documents."""
+
+    NO = 1
+    USAGE = 2
+    UNREACHABLE = 3
+    REFUSED = 4
+    CONTENDED = 5
+    DATABASE = 6
+    INTERRUPTED = 130
+
+
+# What many commands take.
+Dsn = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[DSN]",
+        show_default=False,
+        help="Connection string or URI; without it DATABASE_URL, then the PG* variables.",
+    ),
+]
+DsnOption = Annotated[
+    str | None, typer.Option("--dsn", "-d", show_default=False, help="The same as an option.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Sql = Annotated[bool, typer.Option("--sql", help="Print the SQL that it would run, run nothing.")]
+Tenant = Annotated[
+    str | None,
+    typer.Option(help="Look as this tenant (a trusted login may); owners see every tenant."),
+]
+
+# Colour and cursor movements only where there is a terminal; rich sees to it.
+err = Console(stderr=True, highlight=False)
+
+
+@dataclass(frozen=True)
+class Session:
+    """Options shared by the commands."""
+
+    dsn: str | None
+    json: bool = False
+
+    @classmethod
+    def of(cls, dsn: str | None, option: str | None, json: bool = False) -> Session:
+        if dsn is not None and option is not None:
+            raise typer.BadParameter("the DSN is given twice", param_hint="--dsn")
+        return cls(dsn or option or os.environ.get("DATABASE_URL") or None, json)
+
+    @contextmanager
+    def connect(self, tenant: str | None = None) -> Iterator[Connection]:
+        """A connection with bounded waits; acting for a tenant, if one is named."""
+        with psycopg.connect(
+            self.dsn or "", autocommit=True, fallback_application_name="pyconcord"
+        ) as connection:
+            connection.execute("select set_config('lock_timeout', %s, false)", (LOCK_TIMEOUT,))
+            if tenant is not None:
+                act = "select concord.act_as(%s, 'system', %s, is_local => false)"
+                connection.execute(act, (tenant, connection.info.user))
+            yield connection
+
+    def patiently(self, connection: Connection, what: str, action: Callable[[], T]) -> T:
+        """Do it; while somebody's lock is in the way say whose, and try again, so many times."""
+        for left in reversed(range(TRIES)):
+            # The spinner is drawn on a terminal only.
+            with err.status(f"{what} …"), Watch(connection, self._note):
+                try:
+                    return action()
+                except psycopg.Error as error:
+                    if not isinstance(from_database(error), Contended) or not left:
+                        raise
+            self._note(f"{what}: not yet, trying again ({left} more)")
+        raise AssertionError("unreachable")
+
+    def _note(self, message: str) -> None:
+        err.print(f"pyconcord: {message}", markup=False, soft_wrap=True)
+
+    def fail(self, exit: Exit, error: BaseException | str, **detail: Any) -> NoReturn:
+        """End with a message on standard error: a sentence, or JSON."""
+        message = str(error).strip() or type(error).__name__
+        if self.json:
+            told = {"exit": int(exit), "message": message, **detail}
+            print(json.dumps({"error": told}, ensure_ascii=False, default=str), file=sys.stderr)
+        else:
+            self._note(message)
+        raise typer.Exit(exit)
+
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        """Turn what may go wrong into an exit code."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            raise typer.Exit(Exit.INTERRUPTED) from None
+        except (FilesError, PackError) as error:
+            self.fail(Exit.REFUSED, error)
+        except psycopg.Error as error:
+            known = from_database(error)
+            if isinstance(known, Contended):
+                self.fail(Exit.CONTENDED, f"given up after {TRIES} tries: {known}", code=known.code)
+            elif known is not None:
+                self.fail(Exit.REFUSED, known, code=known.code, param=known.param)
+            elif _is_lost(error):
+                self.fail(Exit.UNREACHABLE, error)
+            elif error.sqlstate in _NOT_THERE and _ABOUT_CONCORD.search(
+                error.diag.message_primary or ""
+            ):
+                hint = "is concord in this database? pyconcord install puts it there"
+                self.fail(Exit.REFUSED, f"{error} ({hint})", sqlstate=error.sqlstate)
+            elif error.sqlstate in (*_NOT_THERE, "42501"):
+                self.fail(Exit.REFUSED, error, sqlstate=error.sqlstate)
+            self.fail(Exit.DATABASE, error, sqlstate=error.sqlstate)
+
+
+_NOT_THERE = ("3F000", "42883", "42P01", "42704")  # no such schema, function, table, type
+_ABOUT_CONCORD = re.compile(r'\bconcord\.|"concord"')
+
+
+def _is_lost(error: psycopg.Error) -> bool:
+    """No connection, or one that ended: not an error of a statement."""
+    state = error.sqlstate or ""
+    return isinstance(error, psycopg.OperationalError) and (
+        not state or state.startswith(("08", "28", "57P", "3D", "53300"))
+    )
+
+
+def call(function: str, **arguments: sql.Composable) -> sql.Composed:
+    """A call with named arguments, to run or to print."""
+    given = [sql.SQL("{} => {}").format(sql.SQL(name), value) for name, value in arguments.items()]
+    return sql.SQL("select {}({})").format(
+        sql.SQL(function),
+        sql.SQL(", ").join(given),
+    )
