@@ -17,12 +17,14 @@
 -- where only host does not fit, or somebody asks for a new epoch, writers may be in flight that log the ended ordinal; and
 -- the youngest of them is not even in the in-progress list of a token, since xmax is one beyond the newest id that has
 -- *ended*. Therefore: mark and place are set first, and host to what never fits, which moves the triggers to the new
--- ordinal and lets no token out; then those in flight are waited for; then host is set. After a crash, when the marks are
+-- ordinal and lets no token out; then those in flight are waited for; then host is set. A
+-- snapshot from before, in a statement that waited meanwhile or a REPEATABLE READ transaction, gets no token: epoch_start. After a crash, when the marks are
 -- gone, there is nobody to wait for: recovery counts every id that was given out as ended, prepared ones as in progress.
 -- What breaks it: a cold copy of the data directory, which carries the marks and the system identifier: new_epoch().
 create unlogged sequence concord_internal.epoch_mark;
 create unlogged sequence concord_internal.epoch_place;
 create unlogged sequence concord_internal.epoch_host;
+create unlogged sequence concord_internal.epoch_start;  -- ids below it had ended when the epoch began in place; unset after a crash
 create sequence concord_internal.epoch_ordinal;
 
 -- The files of a database lie in base/<its oid>: no lookup needed. Null for a null mark, one that was reset.
@@ -52,6 +54,7 @@ declare
   gate constant bigint := hashtextextended('concord epoch', (select oid::bigint from pg_database where datname = current_database()));
   mark bigint;
   in_place boolean;
+  first_id bigint;
 begin
   if pg_is_in_recovery() then
     perform concord_internal.fail('invalid_request', null, 'a standby gives out no tokens: read and commit on the primary');
@@ -65,14 +68,21 @@ begin
   begin
     mark := pg_sequence_last_value('concord_internal.epoch_mark');
     in_place := mark is not null and pg_sequence_last_value('concord_internal.epoch_place') = concord_internal.epoch_place_of(mark);
+    if in_place and pg_current_xact_id_if_assigned() is not null
+       and (force or pg_sequence_last_value('concord_internal.epoch_host') is distinct from concord_internal.epoch_host_of(mark)) then
+      perform concord_internal.fail('invalid_request', null,
+        'a new epoch begins in a transaction that has not written yet: call concord.new_epoch() or concord.capture() by itself');
+    end if;
     if force or not in_place or pg_sequence_last_value('concord_internal.epoch_host') is distinct from concord_internal.epoch_host_of(mark) then
       mark := hashtextextended(gen_random_uuid()::text, 0) & 9223372036854775806 | 1;
+      first_id := pg_snapshot_xmax(pg_current_snapshot())::text::bigint;
       perform nextval('concord_internal.epoch_ordinal');
       perform setval('concord_internal.epoch_host', 2);  -- even: never fits
       perform setval('concord_internal.epoch_place', concord_internal.epoch_place_of(mark));
       perform setval('concord_internal.epoch_mark', mark);
       if in_place then
         perform concord_internal.wait_for_writers();
+        perform setval('concord_internal.epoch_start', first_id);
       end if;
       perform setval('concord_internal.epoch_host', concord_internal.epoch_host_of(mark));
     end if;

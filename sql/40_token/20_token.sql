@@ -186,14 +186,20 @@ begin
 end
 $$;
 
-create function concord_internal.current_identity()
+-- The epoch's identity for a snapshot; 40001 for one from before the epoch began.
+create function concord_internal.current_identity(xmin xid8)
 returns bigint
 language plpgsql
 security definer
 set search_path = pg_catalog, pg_temp
 as $$
+declare
+  identity constant bigint := concord_internal.epoch_identity();
 begin
-  return concord_internal.epoch_identity();
+  if xmin::text::bigint < coalesce(pg_sequence_last_value('concord_internal.epoch_start'), 0) then
+    raise serialization_failure using message = 'a new epoch began after this snapshot was taken: try again';
+  end if;
+  return identity;
 end
 $$;
 
@@ -205,7 +211,7 @@ language plpgsql
 stable
 as $$
 begin
-  return concord_internal.format_token(concord_internal.current_identity(),
+  return concord_internal.format_token(concord_internal.current_identity(pg_snapshot_xmin(pg_current_snapshot())),
     concord_internal.snapshot_without(pg_current_snapshot(), pg_current_xact_id_if_assigned()),
     coalesce(pg_current_xact_id_if_assigned()::text || '@' || concord_internal.last_delta_seq()::text, ''));
 end
@@ -217,7 +223,7 @@ Errors: invalid_request (on a standby; or READ ONLY just after a crash, when a n
 
 select concord_internal.open_to('concord_internal.format_token(bigint,text,text)', 'concord_app');
 select concord_internal.open_to('concord_internal.snapshot_without(pg_snapshot,xid8)', 'concord_app');
-select concord_internal.open_to('concord_internal.current_identity()', 'concord_app');
+select concord_internal.open_to('concord_internal.current_identity(xid8)', 'concord_app');
 select concord_internal.open_to('concord_internal.own_entries(concord_internal.token,xid8,bigint)', 'concord_app');
 select concord_internal.open_to('concord_internal.parse_token(text)', 'concord_app');
 select concord_internal.open_to('concord_internal.has_seen(concord_internal.token,integer,xid8,bigint)', 'concord_app');

@@ -1,6 +1,7 @@
 -- 4 judge: against the log, after the locks, each statement with a fresh snapshot. (Planned once, and always
 -- along the indexes: a plan made for each call would cost more than the look itself, and one that sorts or scans would
--- read the whole history of a hot row, or the whole log, when statistics are behind.)
+-- read the whole history of a hot row, or the whole log, when statistics are behind. And without JIT, which before 18
+-- takes the penalty of a plan type that is off for the cost of a large query.)
 --
 -- For one row the deltas come in the order of its writers' commits (each held the row's lock), so what a snapshot has
 -- seen of a row is a prefix by seq: the newest delta alone says whether anything is unseen, and the boundary can be found
@@ -16,7 +17,7 @@ returns integer[]
 language plpgsql
 security definer
 set search_path = pg_catalog, pg_temp
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set jit = off
 as $$
 begin
   return (select array_agg(u.i::integer)
@@ -41,7 +42,7 @@ returns integer[]
 language plpgsql
 security definer
 set search_path = pg_catalog, pg_temp
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set jit = off
 as $$
 begin
   return (select array_agg(distinct d.model)
@@ -94,7 +95,7 @@ language plpgsql
 stable
 security definer
 set search_path = pg_catalog, pg_temp
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set jit = off
 as $$
 declare
   since constant integer := case when t.xip = '{}' then t.epoch else 0 end;
@@ -264,7 +265,7 @@ language plpgsql
 stable
 security definer
 set search_path = pg_catalog, pg_temp
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set jit = off
 as $$
 declare
   who constant concord.principal := concord.principal();

@@ -90,11 +90,12 @@ begin
     return;  -- each target was locked, and they are distinct: `present` holds a row once
   end if;
   for o in
-    select u.n, u.type, u.m, u.key, u.token, u.mode, lag(u.type) over (partition by u.m, u.key order by u.n) as earlier,
+    select u.n, u.type, u.m, u.key, u.token, u.mode, max(case u.type when 'create' then 2 * u.n + 1 when 'delete' then 2 * u.n end)
+             over (partition by u.m, u.key order by u.n rows between unbounded preceding and 1 preceding) as earlier,  -- odd: created
            (u.m || ' ' || u.key) = any (present) as locked
       from unnest(r.operations) u where u.key is not null and u.ref is null order by u.n
   loop
-    there := case when o.earlier is not null then o.earlier <> 'delete'
+    there := case when o.earlier is not null then o.earlier % 2 = 1
                   when o.type = 'create' then concord_internal.row_values(models[o.m], o.key, '{}', tenant) is not null
                   else o.locked end;
     if o.type = 'create' and there then
