@@ -83,6 +83,8 @@ begin
       if in_place then
         perform concord_internal.wait_for_writers();
         perform setval('concord_internal.epoch_start', first_id);
+      else
+        perform setval('concord_internal.epoch_start', 1);
       end if;
       perform setval('concord_internal.epoch_host', concord_internal.epoch_host_of(mark));
     end if;
