@@ -28,9 +28,11 @@ begin
   texts := '{}';
   tokens := '{}';
   foreach o in array r.operations loop
-    continue when o.token is null or (o.token = last_text and o.m = last_m and o.type <> 'create');
-    last_text := o.token;
-    last_m := o.m;
+    continue when o.token is null or (o.token = last_text and o.m = last_m);
+    if o.type <> 'create' then  -- a create's token is parsed; nothing of the model is judged under it
+      last_text := o.token;
+      last_m := o.m;
+    end if;
     select j.refusal, j.texts, j.tokens into refusal, texts, tokens from concord_internal.judge_token(texts, tokens, o.token, case when o.type <> 'create' then models[o.m] end, null,
       case when given->'operations'->o.n ? 'readAt' then 'operations[' || o.n || '].readAt' else 'readAt' end, 'operations[' || o.n || ']') j;
     if refusal is not null then

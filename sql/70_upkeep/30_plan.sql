@@ -3,9 +3,9 @@
 --
 -- Locks, each under maintain_lock_timeout, and what they wait for:
 --   make     ATTACH: SHARE UPDATE EXCLUSIVE on the log (no writer minds), ACCESS EXCLUSIVE on the default, which it reads
---            through to make sure that no row belongs into the new range. Cheap while the default is as good as empty,
---            which is what keeping a leaf ahead is for. It can't be spared: a CHECK that proves it would refuse the very
---            rows that the default is there for.
+--            through to make sure that no row belongs into the new range: about 0.1 s for a million. Cheap while the default
+--            is as good as empty, which is what keeping a leaf ahead is for. It can't be spared: a CHECK that proves it
+--            would refuse the very rows that the default is there for.
 --   rotate   an emptied leaf gets a new range: DETACH takes ACCESS EXCLUSIVE on the log, so it waits for everybody. When
 --            that is not to be had, another leaf is made, as long as there are not too many.
 

@@ -50,7 +50,8 @@ begin
     execute format('select min(at) from (select at from %s limit 100) first', l.leaf) into first_at;
     oldest := least(oldest, first_at);
   end loop;
-  select f.epoch, f.xid into floor_epoch, floor_xid from concord_internal.log_floor f;
+  floor_epoch := coalesce((select f.epoch from concord_internal.log_floor f), 0);
+  floor_xid := coalesce((select f.xid from concord_internal.log_floor f), '0');
   models := (select count(*) from concord_internal.models);
   deltas_by_model := concord_internal.deltas_by_model();
   commits := concord_internal.rows_about('concord_internal.commits');
