@@ -88,7 +88,7 @@ begin
     perform concord_internal.fail('invalid_request', 'on_stale', 'an object from user, agent, system to reject, overwrite or notify');
   end if;
 
-  delete from concord_internal.models o where not exists (select from pg_class c where c.oid = o.rel);  -- dropped tables
+  perform concord_internal.prune_models();  -- of dropped tables, whose names are free again
   if exists (select from concord_internal.models o where o.name = define_model.name and o.tenant = define_model.tenant and o.rel <> define_model.rel) then
     perform concord_internal.fail('invalid_request', 'name', format('another table is tracked as %s', quote_literal(name)));
   end if;

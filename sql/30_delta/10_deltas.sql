@@ -32,11 +32,11 @@ create table concord_internal.deltas (
 
 create table concord_internal.deltas_default partition of concord_internal.deltas default;
 
--- Hashes keep the indexes small: 16 bytes of key whatever the row's id is; the key itself is compared after.
-create index deltas_row on concord_internal.deltas (hashtextextended(key, model::bigint), seq) where key is not null;
-create index deltas_group on concord_internal.deltas (hashtextextended(grp, hashtextextended(tenant, 0)), xid) where grp is not null;
+-- On the leaf and not on the parent: a new leaf copies them, and a dump does not make them twice. Hashes keep them small: 16 bytes of key whatever the row's id is; the key itself is compared after.
+create index deltas_row on concord_internal.deltas_default (hashtextextended(key, model::bigint), seq) where key is not null;
+create index deltas_group on concord_internal.deltas_default (hashtextextended(grp, hashtextextended(tenant, 0)), xid) where grp is not null;
 -- Whole-model deltas (TRUNCATE, refresh, a fallback that can't tell rows): few, and every check asks for them.
-create index deltas_whole on concord_internal.deltas (model, xid) where key is null and op <> 'g';
+create index deltas_whole on concord_internal.deltas_default (model, xid) where key is null and op <> 'g';
 
 -- What was cut off: a token that may not have seen a transaction below the floor is expired.
 create table concord_internal.log_floor (
@@ -44,4 +44,3 @@ create table concord_internal.log_floor (
   epoch integer not null default 0,
   xid xid8 not null default '0'
 );
-insert into concord_internal.log_floor default values;
