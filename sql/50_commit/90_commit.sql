@@ -301,7 +301,7 @@ begin
   end if;
   m := (concord_internal.models_named(array[model]))[1];
   if m.id is null then
-    perform concord_internal.fail('model_unknown', 'model', null, jsonb_build_object('model', model));
+    perform concord_internal.fail('model_unknown', 'model', format('no tracked table goes by the name %L', model), jsonb_build_object('model', model));
   end if;
   m := concord_internal.readable_model(m);
   return jsonb_build_object('readAt', concord.capture(), 'data',

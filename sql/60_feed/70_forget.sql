@@ -47,7 +47,7 @@ begin
   elsif exists (select from concord_internal.models o where o.name = model and o.tenant in ('', (concord.principal()).tenant)) then
     perform concord_internal.fail('forbidden', 'model', 'only the owner of the table may do this');
   end if;
-  perform concord_internal.fail('model_unknown', 'model', null, jsonb_build_object('model', model));
+  perform concord_internal.fail('model_unknown', 'model', format('no tracked table goes by the name %L', model), jsonb_build_object('model', model));
 end
 $$;
 
