@@ -85,6 +85,7 @@ def as_json(results: Sequence[Result], scale: Scale, dsn: str) -> dict[str, Any]
         "settings": dict(changed),
         "cpus": os.cpu_count(),
         "machine": platform.machine(),
+        "load": os.getloadavg()[2],  # over the last quarter of an hour, this run included
         "method": METHOD,
         "scale": asdict(scale),
         "rows": [asdict(result) | {"meets": result.meets} for result in results],

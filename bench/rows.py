@@ -181,12 +181,15 @@ def beside_toast(bench: Bench) -> Iterator[Result]:
 # Identity and commit in one statement: one round trip and one transaction. The id is a permutation
 # of :n; the token is as old as the turn.
 COMMIT = """\\set n :n + 1
-\\set id permute(:n, {rows}, 42) + 1
+\\set id permute(:n - 1, {rows}, 42) + 1
 with acting as materialized (select concord.act_as('acme', 'agent', 'agent-' || :client_id))
 select concord.{call}(format('{{"operations": [{{"type": "update", "model": "{model}", "id": "%s",
   "data": {{"title": "title %s"}}, "readAt": "%s"}}]{more}}}',
   :id::text, :n::text, :token::text{args})::jsonb) from acting;
 """
+
+
+COMMITTED = "select count(*) from concord_internal.commits"
 
 
 def commit_script(
@@ -197,14 +200,14 @@ def commit_script(
 
 # Each row's version is the number of times that all rows were gone through.
 BY_VERSION = """\\set n :n + 1
-\\set id permute(:n, {rows}, 42) + 1
-\\set version :n / {rows}
+\\set id permute(:n - 1, {rows}, 42) + 1
+\\set version (:n - 1) / {rows}
 update {table} set title = 'title ' || :n, version = version + 1
  where id = :id and version = :version;
 """
 
 BY_HAND = """\\set n :n + 1
-\\set id permute(:n, {rows}, 42) + 1
+\\set id permute(:n - 1, {rows}, 42) + 1
 begin;
 select title as was from {table} where id = :id for update \\gset
 update {table} set title = 'title ' || :n where id = :id;
@@ -241,6 +244,8 @@ def commit_one(bench: Bench) -> Iterator[Result]:
         for detail in DETAILS:  # every one of them took effect
             updated = db.value(f"select sum(version) from {detail}_version")
             assert updated == sum(run.started for run in runs[f"{detail}_version"])
+        committed = sum(run.started for detail in DETAILS for run in runs[detail])
+        assert db.value(COMMITTED) == committed
     for detail in DETAILS:
         yield Result(
             "commit-version", detail, "commit of one guarded update",
@@ -260,7 +265,7 @@ def commit_batch(bench: Bench) -> Iterator[Result]:
     """500 guarded updates of one field each in one commit, sent as text; operations a second."""
     batch, requests = 500, bench.scale.rows // 500
     script = """\\set n :n + 1
-\\set i permute(:n, {requests}, 42)
+\\set i permute(:n - 1, {requests}, 42)
 with acting as materialized (select concord.act_as('acme', 'agent', 'agent-' || :client_id))
 select concord.commit(request::jsonb) from acting, {table}_requests where i = :i;
 """
@@ -319,7 +324,8 @@ def long_log(bench: Bench) -> Iterator[Result]:
     sizes = bench.scale.deltas
     with bench.database("log_short") as short, bench.database("log_long") as long:
         for db, size in ((short, sizes[0]), (long, sizes[1])):
-            make_slides(db, "names", track=IN_DECKS)
+            make_slides(db, "names")
+            db.run(f"select concord.track('names', {IN_DECKS})")
             fill_log(db, "names", size)
         # The short log must not grow much by what is measured in it: many turns, short ones.
         counts = {"turns": bench.scale.turns * 3, "transactions": 200}
@@ -372,7 +378,7 @@ select ({first + leaf * width} + i)::text::xid8, nextval('concord_internal.delta
 def stale(bench: Bench) -> Iterator[Result]:
     """Refusing a guarded update whose row has many unseen changes of that field, against one."""
     unseen = bench.scale.unseen
-    script = commit_script("{model}", 1, "try_commit").replace("permute(:n, 1, 42) + 1", "{id}")
+    script = commit_script("{model}", 1, "try_commit").replace("permute(:n - 1, 1, 42) + 1", "{id}")
     with bench.database("stale") as db:
         sides = {}
         for detail in DETAILS:
@@ -380,13 +386,14 @@ def stale(bench: Bench) -> Iterator[Result]:
         token = db.token()
         for detail in DETAILS:
             db.pgbench(f"update {detail} set title = 'a' where id = 1;\n", transactions=1)
-            many = f"\\set v random(1, 1000000)\nupdate {detail} set title = 'title ' || :v where id = 2;\n"  # noqa: E501
-            db.pgbench(many, transactions=unseen)
+            again = f"update {detail} set title = 'title ' || :v where id = 2;\n"
+            db.pgbench("\\set v random(1, 1000000)\n" + again, transactions=unseen)
             for name, id in ((detail, 2), (f"{detail}_one", 1)):
                 text = script.replace("{model}", detail).replace("{id}", str(id))
                 sides[name] = partial(db.pgbench, text, variables={"n": 0, "token": token})
         db.run("vacuum (analyze)")
         runs = bench.take_turns(sides)
+        assert db.value(COMMITTED) == 0
     for detail in DETAILS:
         yield Result(
             "stale", detail, f"stale check, {unseen:,} unseen overlapping deltas", "with one", "×",
