@@ -112,8 +112,8 @@ class Answer(Ground):
         if operation["type"] == "delete":
             if all(change.op != "delete" for change in own):
                 self.wrong("lost_write", f"operations[{n}] deleted nothing")
-        elif len(others) == 1 and own[0].new is not None:
-            was, now = own[0].old or {}, own[0].new
+        elif len(others) == 1 and own[-1].new is not None:
+            was, now = own[0].old or {}, own[-1].new
             asked = [r.data for r in rulings if r.outcome == "apply"] or [typed(operation["data"])]
             if not any(
                 all(
@@ -128,7 +128,7 @@ class Answer(Ground):
     # --- refused ---------------------------------------------------------------------------------
 
     def stale(self) -> None:
-        """All that is named was stale, something of it asked for refusal, and nothing is left out."""
+        """All that is named was stale, some of it asked for refusal, and nothing is left out."""
         self.premises_moved()
         modes = {
             self.mode((self.premises if place == "read" else self.operations)[n])
