@@ -75,7 +75,9 @@ begin
     end if;
     if force or not in_place or pg_sequence_last_value('concord_internal.epoch_host') is distinct from concord_internal.epoch_host_of(mark) then
       mark := hashtextextended(gen_random_uuid()::text, 0) & 9223372036854775806 | 1;
-      first_id := pg_snapshot_xmax(pg_current_snapshot())::text::bigint;
+      if in_place then
+        first_id := pg_current_xact_id()::text::bigint;  -- every lower id has been given out; xmax may be one of them
+      end if;
       perform nextval('concord_internal.epoch_ordinal');
       perform setval('concord_internal.epoch_host', 2);  -- even: never fits
       perform setval('concord_internal.epoch_place', concord_internal.epoch_place_of(mark));

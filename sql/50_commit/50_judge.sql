@@ -15,6 +15,7 @@
 create function concord_internal.moved_rows(models integer[], keys text[], t concord_internal.token)
 returns integer[]
 language plpgsql
+stable
 security definer
 set search_path = pg_catalog, pg_temp
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set jit = off

@@ -163,6 +163,7 @@ declare
   proposed jsonb;
   base jsonb;
   wanted text[];
+  again integer[];
   rejected boolean := false;
   hold_all boolean := false;
   first_param text;
@@ -207,8 +208,10 @@ begin
         select concord_internal.row_values(m, p.key, wanted, tenant), concord_internal.row_conflict(m.id, p.key, p.fields, wanted, t), concord.capture()
           into current_values, conflict, observed;
       else
-        current_values := concord_internal.row_values(m, p.key, '{}', tenant);
-        if p.absent <> (current_values is null) then  -- it came or went just now
+        -- It may have come or gone since `moved` was worked out: asked once more, in one moment with its presence.
+        select concord_internal.row_values(m, p.key, '{}', tenant), concord_internal.moved_rows(array[m.id], array[p.key], t)
+          into current_values, again;
+        if again is not null or p.absent <> (current_values is null) then
           select concord_internal.row_values(m, p.key, wanted, tenant), concord_internal.row_conflict(m.id, p.key, p.fields, wanted, t), concord.capture()
             into current_values, conflict, observed;
         end if;

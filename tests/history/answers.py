@@ -97,9 +97,7 @@ class Answer(Ground):
     @cached_property
     def written(self) -> list[Change]:
         """What the commit has written, triggers and cascades included."""
-        first, last = self.attempt.first_entry, self.attempt.last_entry
-        changes = self.audit.of_txn.get(self.attempt.txn, ())
-        return [change for change in changes if first < change.entry <= last]
+        return self.audit.written(self.attempt)
 
     def applied(self, n: int, operation: Part, answer: Part, rulings: Sequence[Ruling]) -> None:
         """An applied operation has changed its row to what was asked, and no further."""

@@ -13,6 +13,7 @@ from psycopg.types.json import set_json_loads
 
 from tests.history.oracle import Author, Change, Image, RowId, changed_fields
 from tests.history.records import (
+    Attempt,
     Reading,
     ReceiptToken,
     Snapshot,
@@ -63,6 +64,12 @@ class Audit:
         """How many of a row's changes are visible; those that are come first."""
         chain = self.chain(row)
         return bisect_left(range(len(chain)), True, key=lambda i: not visible(chain[i]))
+
+    def written(self, attempt: Attempt) -> list[Change]:
+        """What a commit has written, triggers and cascades included."""
+        first, last = attempt.first_entry, attempt.last_entry
+        changes = self.of_txn.get(attempt.txn, ())
+        return [change for change in changes if first < change.entry <= last]
 
     def image(self, row: RowId, position: int) -> Image | None:
         """The row after so many of its changes."""

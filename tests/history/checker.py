@@ -49,7 +49,7 @@ def check(
                 and not _replayed(attempt)
             ):
                 Answer(judge, attempt).check()
-    check_once(clients, report)
+    check_once(audit, clients, report)
     landed = [a for client in clients for a in client.attempts if _landed(a)]
     check_order(judge, landed)
     return report
@@ -109,7 +109,7 @@ def _outcome(attempt: Attempt) -> str:
     return attempt.code or "?"
 
 
-def check_once(clients: Sequence[Client], report: Report) -> None:
+def check_once(audit: Audit, clients: Sequence[Client], report: Report) -> None:
     """An idempotency key is used for one commit; whoever asks again is told of the first."""
     first: dict[str, Any] = {}
     for client in clients:
@@ -121,7 +121,9 @@ def check_once(clients: Sequence[Client], report: Report) -> None:
                 continue
             if key not in first:
                 first[key] = attempt.answer["id"]
-                if attempt.answer["replayed"]:
+                if _replayed(attempt):
                     report.add("wrong_answer", attempt.name, "a replay of nothing")
-            elif not attempt.answer["replayed"] or attempt.answer["id"] != first[key]:
+            elif not _replayed(attempt) or attempt.answer["id"] != first[key]:
                 report.add("not_once", attempt.name, f"a second commit under the key {key}")
+            if _replayed(attempt) and audit.written(attempt):
+                report.add("not_once", attempt.name, "a replay that wrote")

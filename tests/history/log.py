@@ -80,7 +80,8 @@ def _canonical(image: Any) -> str | None:
     return None if image is None else str(sorted((k, str(v)) for k, v in image.items()))
 
 
-def check_log(audit: Audit, connection: psycopg.Connection[Any], report: Report) -> None:
+def check_log(audit: Audit, connection: psycopg.Connection[Any], report: Report) -> list[Delta]:
+    """Compares, and returns the log."""
     deltas, grouped = load(connection)
     report.counts["deltas"] = len(deltas)
     if len({delta.seq for delta in deltas}) != len(deltas):
@@ -104,6 +105,7 @@ def check_log(audit: Audit, connection: psycopg.Connection[Any], report: Report)
         report.add("log_groups", f"transaction {xid}", f"{group}: {times} too few or too many")
 
     _compare_order(expected, deltas, report)
+    return deltas
 
 
 def _xid(change: Change) -> int:

@@ -12,7 +12,8 @@ from typing import Any
 import psycopg
 
 from tests.history import audit, checker, log
-from tests.history.oracle import Author
+from tests.history.beside import Follower, Upkeep, check_feed
+from tests.history.oracle import Author, RowId
 from tests.history.records import Client
 from tests.history.report import Report
 from tests.history.workload import DECKS, ITEMS, Actor, Committer, Migrator, RawWriter, World
@@ -66,6 +67,8 @@ class History:
     clients: Sequence[Client]
     authors: Mapping[str, Author]
     columns: Sequence[Sequence[str]] = ()
+    feed: Sequence[Sequence[tuple[int, RowId]]] | None = None
+    """What somebody got who followed the feed, each time from its start."""
     seconds: float = 0.0
     crashes: int = 0
 
@@ -90,7 +93,8 @@ def run(
     ]
     if ddl:
         raw.append(Migrator(world, "ddl", seed))
-    actors = [*committers, *raw]
+    follower, upkeep = Follower(world, "feed", seed), Upkeep(world, "upkeep", seed)
+    actors = [*committers, *raw, follower, upkeep]
     began = time.monotonic()
     crashed = 0
     with ThreadPoolExecutor(len(actors)) as pool:
@@ -107,10 +111,12 @@ def run(
             world.done.set()
     for thread in threads:
         thread.result()  # raises what broke it
+    follower.finish()
     return History(
         clients=[actor.record for actor in actors],
         authors=authors_of(committers, raw),
         columns=world.columns,
+        feed=follower.lives,
         seconds=time.monotonic() - began,
         crashes=crashed,
     )
@@ -129,8 +135,14 @@ def check(dsn: Dsn, history: History) -> Report:
     with psycopg.connect(dsn("postgres"), autocommit=True) as connection:
         found = audit.load(connection, history.authors)
         report = checker.check(found, history.clients, columns=history.columns, on_stale=ON_STALE)
-        log.check_log(found, connection, report)
+        deltas = log.check_log(found, connection, report)
+        if history.feed is not None:
+            check_feed(history.feed, deltas, report)
         check_totals(connection, report)
+        for (finding,) in connection.execute(
+            "select f::text from concord.verify() f where level = 'error'"
+        ):
+            report.add("verify", "concord.verify()", finding)
     report.counts["changes"] = len(found.changes)
     return report
 

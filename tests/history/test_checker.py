@@ -53,5 +53,5 @@ def test_a_random_history_finds_missing_own_entries(db: Database) -> None:
     with db.connect() as connection:
         for cut in OWN_ENTRIES:
             cut.apply(connection)
-    report = check(db.dsn, run(db.dsn, commits=150, connections=3, writers=1))
+    report = check(db.dsn, run(db.dsn, commits=300, connections=3, writers=1))
     assert "false_alarm" in report.kinds()

@@ -132,8 +132,10 @@ class Committer(Actor):
         self.record.kind = self.random.choice(["user", "agent"])
         self.names = (f"{name}.{n}" for n in count())
         self.tokens: deque[Token] = deque(maxlen=12)
+        self.at_hand: Token | None = None
+        """The token that is used most."""
         self.again: Attempt | None = None
-        """A commit with an idempotency key that was cut off: to be asked for again."""
+        """A commit with an idempotency key, to be asked for again: cut off, or out of doubt."""
 
     def prepare(self) -> None:
         self.row(
@@ -156,10 +158,14 @@ class Committer(Actor):
             return
         if self.random.random() < 0.3:
             time.sleep(self.random.random() * 0.01)
-        if self.random.random() < 0.85:
-            self.attempt(*self.request(reading), alone=True)
-        else:
+        if self.random.random() < 0.15:
             self.transaction(reading)
+            return
+        made = self.attempt(*self.request(reading), alone=True)
+        if made.status == "confirmed" and self.random.random() < 0.2:  # goes on with the receipt
+            self.at_hand = self.tokens[-1]
+            self.attempt(*self.request(reading), alone=True)
+            self.at_hand = None
 
     # --- reading ---------------------------------------------------------------------------------
 
@@ -210,7 +216,7 @@ class Committer(Actor):
     def token(self, reading: Reading) -> Token:
         among = self.random.random()
         if among < 0.7:
-            return reading
+            return self.at_hand or reading
         if among < 0.8 and self.world.shared:
             return self.random.choice(list(self.world.shared))
         return self.random.choice(self.tokens) if self.tokens else reading
@@ -233,7 +239,7 @@ class Committer(Actor):
             ]
         if chance() < 0.1:
             request["returning"] = True
-        if chance() < 0.05:
+        if chance() < 0.1:
             request["idempotencyKey"] = f"{self.name}-{self.random.getrandbits(60)}"
         if whole_object:
             request["onlyChanged"] = True
@@ -375,6 +381,8 @@ class Committer(Actor):
         if alone:
             made.fate = "committed"
             self.answered(made)
+            if "idempotencyKey" in request and self.random.random() < 0.2:
+                self.again = made
         return made
 
     def answered(self, made: Attempt) -> None:
@@ -384,13 +392,17 @@ class Committer(Actor):
         assert made.after is not None
         moment = made.before, made.after
         start = made.before.started
+        if made.answer["replayed"]:
+            return  # it speaks of the first time
         if made.status == "confirmed":
             self.world.landed()
             token = made.answer["readAt"]
             used = tuple(made.used)
             depth = 1 + max((t.depth for t in used if isinstance(t, ReceiptToken)), default=0)
-            if not made.answer["replayed"] and depth < MOST_DEPTH:
-                own = None if made.txn is None else (made.txn, made.last_entry)
+            if depth < MOST_DEPTH:
+                own = None
+                if made.txn is not None and made.answer["syncId"] is not None:
+                    own = made.txn, made.last_entry
                 self.keep(ReceiptToken(token, start, used, moment, own, depth))
         notifications = made.answer.get("error", made.answer).get("notifications") or []
         if notifications:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
-from psycopg import sql
 
 from tests.isolation.schedule import Session, Story
 from tests.support import Database
@@ -42,24 +40,3 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Plays a test twice: see `Session.long_way`."""
     monkeypatch.setattr(Session, "long_way", request.param == "long")
     return str(request.param)
-
-
-@pytest.fixture
-def role(story: Story) -> Iterator[Callable[..., str]]:
-    """Makes roles that the login `app` may SET ROLE to; they go when the test ends."""
-    made: list[str] = []
-    admin = story.admin()
-
-    def make(name: str, *, of: str | None = "concord_app") -> str:
-        made.append(name)
-        admin.run(f"create role {name} nologin")
-        if of is not None:
-            admin.run(f"grant {of} to {name}")
-        admin.run(f"grant {name} to app")
-        return name
-
-    yield make
-    for name in made:
-        for statement in ("drop owned by {} cascade", "drop role {}"):
-            query: Any = sql.SQL(statement).format(sql.Identifier(name))
-            admin.connection.execute(query)

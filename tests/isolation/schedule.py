@@ -193,6 +193,11 @@ class Watcher:
             ).fetchall():
                 self._connection.execute(f"rollback prepared '{gid}'".encode())
 
+    def drop_roles(self, names: Sequence[str]) -> None:
+        for name in names:
+            for statement in (f"drop owned by {name} cascade", f"drop role {name}"):
+                self._connection.execute(statement.encode())
+
     def _ask(self, query: str, pid: int) -> bool:
         row = self._connection.execute(query.encode(), (pid,)).fetchone()
         assert row is not None
@@ -205,6 +210,7 @@ class Story:
 
     db: Database
     _sessions: list[Session] = field(default_factory=list)
+    _roles: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._begin()
@@ -235,6 +241,13 @@ class Story:
         made = self.session(name, "app")
         made.run("select concord.act_as(%s, %s, %s, is_local => false)", tenant, kind, name)
         return made
+
+    def role(self, name: str) -> str:
+        """A new role that may use Concord, and that the application's login may SET ROLE to."""
+        self._clerk.run(f"create role {name} nologin")
+        self._roles.append(name)
+        self._clerk.run(f"grant concord_app to {name}; grant {name} to app")
+        return name
 
     def psql(self, sql: str) -> None:
         """The program psql, as the tables' owner."""
@@ -273,6 +286,7 @@ class Story:
         for session in self._sessions:
             session.close()
         self._watcher.forget_prepared_transactions()
+        self._watcher.drop_roles(self._roles)
 
 
 # --- requests -------------------------------------------------------------------------------------

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 from psycopg.types.json import Jsonb
 
@@ -19,9 +17,6 @@ from tests.isolation.schedule import (
     row,
     update,
 )
-
-MakeRole = Callable[..., str]
-
 
 # --- settings -------------------------------------------------------------------------------------
 
@@ -56,7 +51,7 @@ def test_lock_timeout_comes_back(deck: Story, scope: str) -> None:
 
 
 @pytest.mark.parametrize("failure", ["stale", "contended", "constraint", "rights"])
-def test_lock_timeout_comes_back_after_a_failure(deck: Story, role: MakeRole, failure: str) -> None:
+def test_lock_timeout_comes_back_after_a_failure(deck: Story, failure: str) -> None:
     """Also when the commit ends in an exception that a savepoint catches."""
     deck.configure("lock_timeout", "50 ms")
     deck.raw().run("alter table slides add constraint polite check (title <> 'rude')")
@@ -75,7 +70,7 @@ def test_lock_timeout_comes_back_after_a_failure(deck: Story, role: MakeRole, fa
         with fails("23514"):
             ana.commit(request(update("slides", 3, title="rude"), read_at=token))
     else:
-        ana.run(f"set local role {role('concord_test_reader')}")
+        ana.run(f"set local role {deck.role('concord_test_reader')}")
         with fails("42501"):
             ana.commit(request(update("slides", 3, title="mine"), read_at=token))
     ana.run("rollback to savepoint s")
@@ -109,9 +104,9 @@ def test_a_raw_write_beside_a_commit_is_raw(deck: Story) -> None:
 # --- rights ---------------------------------------------------------------------------------------
 
 
-def test_set_role(deck: Story, role: MakeRole) -> None:
+def test_set_role(deck: Story) -> None:
     """The caller's own rights: SET ROLE counts for them, and does not change who acts."""
-    reader, writer = role("concord_test_reader"), role("concord_test_writer")
+    reader, writer = deck.role("concord_test_reader"), deck.role("concord_test_writer")
     deck.raw().run(
         f"grant select on slides to {reader};grant select, update (title) on slides to {writer}"
     )
@@ -135,9 +130,9 @@ def test_set_role(deck: Story, role: MakeRole) -> None:
     assert (change["kind"], change["actor"], change["commit_id"]) == ("agent", "ana", receipt["id"])
 
 
-def test_a_column_that_the_role_may_not_read(deck: Story, role: MakeRole) -> None:
+def test_a_column_that_the_role_may_not_read(deck: Story) -> None:
     """No door beside the wall: it appears in no list, no value, no change."""
-    half = role("concord_test_half")
+    half = deck.role("concord_test_half")
     deck.raw().run(f"grant select (id, deck, title), update on slides to {half}")
     ana = deck.actor("ana")
     token = ana.capture()
@@ -157,9 +152,9 @@ def test_a_column_that_the_role_may_not_read(deck: Story, role: MakeRole) -> Non
     assert "secret" not in str(refusal.detail)
 
 
-def test_a_group_that_the_role_may_not_read(deck: Story, role: MakeRole) -> None:
+def test_a_group_that_the_role_may_not_read(deck: Story) -> None:
     """No door beside the wall: who may not select from the table learns nothing of its groups."""
-    outsider = role("concord_test_outsider")
+    outsider = deck.role("concord_test_outsider")
     deck.raw().run(f"grant select, update on notes to {outsider}")
     ana = deck.actor("ana")
     token = ana.capture()
@@ -176,9 +171,9 @@ def test_a_group_that_the_role_may_not_read(deck: Story, role: MakeRole) -> None
 
 
 @pytest.fixture
-def cleaner(deck: Story, role: MakeRole) -> str:
+def cleaner(deck: Story) -> str:
     """May select and delete slides, and nothing else there."""
-    name = role("concord_test_cleaner")
+    name = deck.role("concord_test_cleaner")
     deck.raw().run(
         f"grant select, delete on slides to {name}; grant select, update on notes to {name}"
     )

@@ -71,6 +71,56 @@ def burn_ids(story: Story, many: int = 200) -> None:
         burner.run("begin; select pg_current_xact_id(); rollback")
 
 
+# --- prepared transactions ------------------------------------------------------------------------
+# Most servers are set up without them, so these schedules are here, where the server is our own.
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("ends", ["commit", "rollback"])
+def test_prepared_at_token_time(crashing: Story, ends: str) -> None:
+    """No lost update: a prepared transaction has no session, and is in flight all the same."""
+    writer, clerk, ana = crashing.raw(), crashing.raw("clerk"), crashing.actor("ana")
+    writer.run("begin")
+    writer.run("update slides set title = 'theirs' where id = 1")
+    before = ana.capture()
+    writer.run("prepare transaction 'two phases'")
+    after = ana.capture()
+    ana.start_commit(request(update("slides", 1, title="mine"), read_at=before))
+    ana.blocked()
+    clerk.run(f"{ends} prepared 'two phases'")
+    if ends == "commit":
+        with refused("stale_context"):
+            ana.finish_commit()
+        with refused("stale_context"):
+            ana.commit(request(update("slides", 1, title="mine"), read_at=after))
+        assert ana.commit(request(update("slides", 1, title="mine"), read_at=ana.capture()))
+    else:
+        receipt = ana.finish_commit()
+        with refused("stale_context"):  # ana's own write, which this token has not seen
+            ana.commit(request(update("slides", 1, title="again"), read_at=after))
+        ana.commit(request(update("slides", 1, title="again"), read_at=receipt["readAt"]))
+
+
+@pytest.mark.usefixtures("way")
+def test_a_prepared_commit(crashing: Story) -> None:
+    """All or nothing: a commit that was prepared keeps its locks, and its key is in progress."""
+    bo, ana = crashing.actor("bo"), crashing.actor("ana")
+    token = ana.capture()
+    ask = request(update("slides", 1, title="bo's"), read_at=token, key="k")
+    bo.run("begin")
+    receipt = bo.commit(ask)
+    bo.run("prepare transaction 'two phases'")
+
+    twin = crashing.actor("bo")
+    assert twin.try_commit(ask)["error"]["code"] == "idempotency_in_progress"
+    ana.start_commit(request(update("notes", 1, text="x"), read_at=token, reads=[row("slides", 1)]))
+    ana.blocked()
+    crashing.admin().run("commit prepared 'two phases'")
+    with refused("stale_context"):
+        ana.finish_commit()
+    assert twin.commit(ask) == {**receipt, "replayed": True}
+
+
 # --- crash ----------------------------------------------------------------------------------------
 
 

@@ -170,50 +170,6 @@ def test_a_write_inside_a_savepoint_that_is_kept(deck: Story) -> None:
     assert ana.commit(request(update("slides", 1, title="mine"), read_at=ana.capture()))
 
 
-@pytest.mark.parametrize("ends", ["commit", "rollback"])
-def test_prepared_at_token_time(deck: Story, ends: str) -> None:
-    """No lost update: a prepared transaction has no session, and is in flight all the same."""
-    writer, clerk, ana = deck.raw(), deck.raw("clerk"), deck.actor("ana")
-    writer.run("begin")
-    writer.run("update slides set title = 'theirs' where id = 1")
-    before = ana.capture()
-    writer.run("prepare transaction 'two phases'")
-    after = ana.capture()
-    ana.start_commit(request(update("slides", 1, title="mine"), read_at=before))
-    ana.blocked()
-    clerk.run(f"{ends} prepared 'two phases'")
-    if ends == "commit":
-        with refused("stale_context"):
-            ana.finish_commit()
-        with refused("stale_context"):
-            ana.commit(request(update("slides", 1, title="mine"), read_at=after))
-        assert ana.commit(request(update("slides", 1, title="mine"), read_at=ana.capture()))
-    else:
-        receipt = ana.finish_commit()
-        with refused("stale_context"):  # ana's own write, which this token has not seen
-            ana.commit(request(update("slides", 1, title="again"), read_at=after))
-        ana.commit(request(update("slides", 1, title="again"), read_at=receipt["readAt"]))
-
-
-def test_a_prepared_commit(deck: Story) -> None:
-    """All or nothing: a commit that was prepared keeps its locks, and its key is in progress."""
-    bo, ana = deck.actor("bo"), deck.actor("ana")
-    token = ana.capture()
-    ask = request(update("slides", 1, title="bo's"), read_at=token, key="k")
-    bo.run("begin")
-    receipt = bo.commit(ask)
-    bo.run("prepare transaction 'two phases'")
-
-    twin = deck.actor("bo")
-    assert twin.try_commit(ask)["error"]["code"] == "idempotency_in_progress"
-    ana.start_commit(request(update("notes", 1, text="x"), read_at=token, reads=[row("slides", 1)]))
-    ana.blocked()
-    deck.admin().run("commit prepared 'two phases'")
-    with refused("stale_context"):
-        ana.finish_commit()
-    assert twin.commit(ask) == {**receipt, "replayed": True}
-
-
 def test_a_repeatable_read_reader(deck: Story) -> None:
     """No lost update: in a fixed snapshot the token is that snapshot, however late it is taken."""
     ana, writer = deck.actor("ana"), deck.raw()

@@ -353,5 +353,6 @@ def test_connects_by_the_pg_variables(db: Database) -> None:
 
 def test_version_and_help() -> None:
     assert cli("--version") == f"{pyconcord.__version__}\n"
+    assert "\n    130  interrupted\n" in cli("--help")
     for name in ("install", "upgrade", "uninstall", "track", "untrack", "maintain"):
         assert "--sql" in cli(name, "--help")

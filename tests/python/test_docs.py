@@ -109,7 +109,7 @@ def test_every_promise_says_how_and_names_tests_that_exist(number: int) -> None:
     named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", text.partition("**Tests.**")[2])
     assert named, f"{title} names no test"
     for file, function in named:
-        paths = [ROOT / "tests" / room / file for room in ("isolation", "python")]
+        paths = [ROOT / "tests" / room / file for room in ("isolation", "python", "history")]
         [path] = [path for path in paths if path.exists()]
         assert function in functions_of(path), f"{title}: there is no {file}::{function}"
 
