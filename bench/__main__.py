@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -34,6 +35,7 @@ def main() -> int:
     scale = QUICK if args.quick else FULL
     console = Console(width=None if sys.stdout.isatty() else 150)
     results: list[Result] = []
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the server goes when we go
     try:
         with Server(version=18, settings=SETTINGS) as server:
             bench = Bench(server, scale, Files.of_checkout(args.pack) if args.pack else None)

@@ -1,7 +1,6 @@
 """The command line: ``pyconcord COMMAND``. Needs the extra ``cli``.
 
 Exit codes, which stay as they are:
-
   0    done
   1    the answer is no: ``verify`` found an error, ``demo`` a lost edit or a missed premise
   2    the command line is wrong, or ``demo`` could not run

@@ -7,11 +7,16 @@ from typing import Annotated
 import typer
 
 import pyconcord
+from pyconcord import cli
 from pyconcord.cli import log, pack, tables
+
+# From the package's docstring, where they are fixed; \b keeps the lines as they are.
+EXIT_CODES = "\b\nExit codes" + (cli.__doc__ or "").partition("Exit codes")[2]
 
 app = typer.Typer(
     name="pyconcord",
     help="Concurrency control for think-time, inside PostgreSQL.",
+    epilog=EXIT_CODES,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -50,7 +50,7 @@ def conflicts(
     tenant: Tenant = None,
     json: Json = False,
 ) -> None:
-    """Show the writes that were held because what they rest on had changed, newest first."""
+    """Show the writes that were held, newest first."""
     rows = _rows(
         Session.of(dsn, dsn_option, json), tenant,
         "select * from concord.conflicts order by at desc limit %s", max,

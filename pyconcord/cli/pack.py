@@ -129,9 +129,10 @@ def demo(
     short: Annotated[bool, typer.Option("--short", help="A quarter of the time.")] = False,
     json: Json = False,
 ) -> None:
-    """People, agents and a job edit the same rows, six ways; one table says what was lost.
+    """Run the same edits six ways, and see which are lost.
 
-    Without a DSN it starts a server of its own. It makes the database concord_demo.
+    People, agents and a job work on the same rows. Without a DSN it starts a server of its own; in
+    either case it makes the database concord_demo.
     """
     # Here, not above: it needs the extra "embedded" where no server is named.
     from pyconcord.demo import main

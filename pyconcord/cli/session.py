@@ -44,7 +44,7 @@ class Exit(IntEnum):
 Dsn = Annotated[
     str | None,
     typer.Argument(
-        metavar="[DSN]",
+        metavar="DSN",
         show_default=False,
         help="Connection string or URI; without it DATABASE_URL, then the PG* variables.",
     ),

@@ -174,7 +174,7 @@ def maintain(
     sql_only: Sql = False,
     json: Json = False,
 ) -> None:
-    """Do what has to be done now and then: retention, room for the log."""
+    """Cut the log to its retention, and make room for what comes."""
     session = Session.of(dsn, dsn_option, json)
     pause = _seconds(every) if every is not None else None
     statement = call("concord.maintain")

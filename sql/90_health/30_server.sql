@@ -90,7 +90,7 @@ begin
      order by 1
   loop
     return next row('error', 'epoch_mark', null, format('%s has the wrong persistence: a crash would not be noticed, or epochs would repeat', found.rel),
-      format('alter sequence %s set %s; select concord.new_epoch();', found.rel,
+      format('alter sequence %s set %s;', found.rel,
              case when found.rel like '%epoch_ordinal' then 'logged' else 'unlogged' end))::concord.finding;
   end loop;
 end

@@ -204,8 +204,8 @@ def test_prepared_before_the_crash_and_ended_after(crashing: Story, ends: str) -
             bo.commit({**premise, "reads": [row("notes", 1)]})
         assert ana.commit(mine(ana.capture()))["applied"] == 1
     else:
-        bo.commit(premise)
         assert ana.finish_commit()["applied"] == 1
+        assert bo.commit({**premise, "reads": [group("deck:b"), row("notes", 1)]})["applied"] == 1
 
 
 def test_prepared_before_the_crash_and_committed_before_the_token(crashing: Story) -> None:
