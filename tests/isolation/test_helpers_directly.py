@@ -444,7 +444,7 @@ def asked(name: str, types: list[str], token: str) -> Iterator[str]:
             "'{3,3,3}'",
             "'{4,4,4}'",
         ],
-        "text[]": ["'{1,2,4}'", "'{2}'", "'{amount,entry}'", "'{ledger,diary,hidden}'", "null"],
+        "text[]": ["'{1,2,4}'", "'{2}'", "'{amount,entry,ledger,diary,hidden}'", "null"],
         "concord_internal.token": [parsed, seen_nothing],
         "jsonb": [_json(ask), _json(ask["operations"][0])],
         "regclass": ["'ledger'", "'diary'", "'hidden'"],
