@@ -604,7 +604,7 @@ class Migrator(Actor):
         self.numbers = count(1)
 
     def prepare(self) -> None:
-        self.connection.execute("set lock_timeout = '300ms'")
+        self.connection.execute("set lock_timeout = '100ms'")
         found = self.connection.execute(
             "select attname from pg_attribute where attrelid = 'items'::regclass "
             "and attname ~ '^x\\d+$' and not attisdropped"
@@ -612,7 +612,7 @@ class Migrator(Actor):
         self.world.column = None if found is None else found[0]
 
     def step(self) -> None:
-        if self.world.done.wait(self.random.expovariate(1 / 0.3)):
+        if self.world.done.wait(self.random.expovariate(1 / 0.5)):
             return
         column = self.world.column
         fresh = f"x{next(self.numbers)}"

@@ -161,6 +161,20 @@ def test_a_batch_whose_rows_come_back_unlocked(deck: Story) -> None:
     ana.run("commit")
 
 
+@pytest.mark.parametrize("ends", ["commit", "rollback"])
+def test_created_under_the_wait(deck: Story, ends: str) -> None:
+    """No lost update: there was no row to lock, but its id; and then there is a row to judge."""
+    bo, ana = deck.actor("bo"), deck.actor("ana")
+    token = ana.capture()
+    bo.run("begin")
+    bo.commit(request(create("slides", 9, deck="a", title="bo's")))
+    ana.start_commit(request(update("slides", 9, title="mine"), read_at=token))
+    ana.blocked()
+    bo.run(ends)
+    with refused("stale_context" if ends == "commit" else "not_found"):
+        ana.finish_commit()
+
+
 # --- under another key ----------------------------------------------------------------------------
 
 
