@@ -2,18 +2,10 @@
 -- in force, else the login. Nobody passes these as arguments.
 create function concord_internal.caller()
 returns name
-language plpgsql
+language sql
 stable
 parallel safe
-set search_path = pg_catalog, pg_temp
-as $$
-begin
-  if current_setting('role') = 'none' then
-    return session_user;
-  end if;
-  return current_setting('role')::name;
-end
-$$;
+return case when current_setting('role') = 'none' then session_user else current_setting('role')::name end;
 
 create function concord_internal.is_admin()
 returns boolean

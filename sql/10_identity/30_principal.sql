@@ -19,10 +19,8 @@ begin
   if acting is null or acting = '' or not concord_internal.is_service() then
     return null;
   end if;
-  who.tenant := split_part(acting, E'\x1f', 1);
-  who.kind := split_part(acting, E'\x1f', 2);
-  who.id := split_part(acting, E'\x1f', 3);
-  who.on_behalf_of := nullif(split_part(acting, E'\x1f', 4), '');
+  who := row(split_part(acting, E'\x1f', 1), split_part(acting, E'\x1f', 2), split_part(acting, E'\x1f', 3),
+             nullif(split_part(acting, E'\x1f', 4), ''));
   if who.tenant = '' or who.id = '' or who.kind not in ('user', 'agent', 'system') then
     return null;
   end if;

@@ -19,6 +19,8 @@ create table concord_internal.models (
   columns jsonb not null,              -- concord_internal.columns_of(rel) when the triggers were made
   any_value text[] not null,           -- columns that take any JSON value: text, json, jsonb
   signature bigint[] not null,         -- concord_internal.signature(rel) then
+  named text not null,                 -- the table's qualified name then
+  plain boolean not null,              -- has a function for plain commits (see 50_commit/85_plain)
   horizon_epoch integer not null,      -- the transaction that last changed what the deltas can answer
   horizon_xid xid8 not null,
   tracked_at timestamptz not null default now(),

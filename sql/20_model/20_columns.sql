@@ -3,11 +3,10 @@
 -- A number for each live column, in order: they change when one comes, goes, or changes its name, order, type, collation or
 -- generation. Made of oids, for speed: where they differ without need (user types after a restore, a partition that has
 -- its columns in another order) the triggers take their fallback, which is slower and as exact.
+-- VOLATILE, for a snapshot of its own: who waited for an ALTER TABLE would see the columns from before it.
 create function concord_internal.signature(rel oid)
 returns bigint[]
 language plpgsql
-stable
-parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
 begin

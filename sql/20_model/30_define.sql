@@ -100,6 +100,8 @@ begin
   m.partitioned := class.relkind = 'p';
   m.key_columns := keys; m.columns := columns; m.signature := concord_internal.signature(rel);
   m.any_value := concord_internal.any_value_columns(columns);
+  m.named := rel::text;
+  m.plain := concord_internal.is_plain(m);
   if was.id is null then
     m.id := nextval('concord_internal.model_id');
     m.paused := false;
@@ -120,6 +122,7 @@ begin
     insert into concord_internal.models select m.*;
   end if;
   perform concord_internal.make_trigger_functions(m);
+  perform concord_internal.make_plain_function(m);
   perform concord_internal.lend_trigger_functions(m.id);
   return m;
 end

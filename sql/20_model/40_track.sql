@@ -38,7 +38,7 @@ begin
     perform concord_internal.add_triggers(m.id, part);
   end loop;
   perform concord_internal.seal_model(rel);
-  return to_jsonb(m) - array['columns', 'signature', 'horizon_epoch', 'horizon_xid'];
+  return to_jsonb(m) - array['columns', 'signature', 'named', 'plain', 'horizon_epoch', 'horizon_xid'];
 end
 $$;
 comment on function concord.track(regclass, text, name, text, text[], name[], name[], text, jsonb) is
@@ -86,9 +86,10 @@ begin
   perform concord_internal.demand_owner(rel);
   delete from concord_internal.models m where m.rel = forget_model.rel returning * into gone;
   perform concord_internal.move_group_horizon(gone.tenant, gone.groups);
-  foreach op in array array['insert', 'update', 'delete', 'truncate'] loop
+  foreach op in array array['insert', 'update', 'delete', 'truncate', 'awake'] loop
     execute format('drop function if exists %s()', concord_internal.trigger_function(gone.id, op));
   end loop;
+  execute format('drop function if exists %s(concord_internal.plain_commit)', concord_internal.trigger_function(gone.id, 'plain'));
 end
 $$;
 
@@ -151,6 +152,7 @@ declare
 begin
   perform concord_internal.demand_owner(rel);
   select * into m from concord_internal.models o where o.rel = set_paused.rel;
+  perform concord_internal.make_awake_function(m.id, not paused);
   if m.paused and not paused then
     perform concord_internal.move_group_horizon(m.tenant, m.groups);
   end if;

@@ -5,6 +5,9 @@
 -- Rows are paired by key (and by tenant, so that a move between tenants is a delete here and a create there). The FULL
 -- JOIN does two things: a changed key becomes a delete and a create; and it can't be a nested loop, whatever row count
 -- the cached plan was made for.
+--
+-- Most statements change one row and neither its key, tenant nor group. For them there is a shorter text, of one row from
+-- each side and no join to prepare; it writes nothing when any of this does not hold, and then the whole text is asked.
 
 -- Is the column different between o and n? Equality is not identity (numeric scale, -0, citext), so only types whose
 -- btree class says so are compared by IS DISTINCT FROM, the others by image. A value toasted under the same id is the
@@ -62,10 +65,22 @@ as $$
     from regexp_split_to_table(template, '[{}]') with ordinality p(piece, n)
 $$;
 
+-- Names of columns that differ, as the literal of a name[]. (A call takes 100 arguments at most.)
+create function concord_internal.fields_expression(rel oid, logged text[], columns jsonb)
+returns text
+language sql
+stable
+as $$
+  select '''{'' || ' || case when count(*) < 99 then 'concat_ws('','', ' || string_agg(piece, ', ' order by i) || ')'
+                             else 'array_to_string(array[' || string_agg(piece, ', ' order by i) || '], '','')' end || ' || ''}'''
+    from (select i, format('case when %s then %L end', concord_internal.difference(rel, c, columns), substr(q, 2, length(q) - 2)) as piece
+            from unnest(logged) with ordinality u(c, i), lateral (select (array[c])::text) l(q)) p
+$$;
+
 -- The statement, or null when rows can't be told from the live columns (a key, tenant or group column is gone): then only
--- a whole-model delta is sound. by_kind, by_actor and for_whom are the trigger's variables; where the statement is executed
--- from text they are $1 to $3. The epoch is read after the row that fired this got its xid (see 40_token/10_epoch).
-create function concord_internal.delta_statement(m concord_internal.models, rel oid, op text, variables boolean)
+-- a whole-model delta is sound. by_kind, by_actor, for_whom and by_epoch are the trigger's variables; where the statement is
+-- executed from text they are $1 to $4. alone: the shorter text for one updated row; null where the model has none.
+create function concord_internal.delta_statement(m concord_internal.models, rel oid, op text, variables boolean, alone boolean default false)
 returns text
 language plpgsql
 stable
@@ -83,6 +98,7 @@ declare
   source text;
   fields text := 'null::text';
   before text := 'null::text';
+  steady text;        -- what does not change in a row of the shorter text
   insertion text;
 begin
   if keys is null or cardinality(keys) <> cardinality(m.key_columns) or (cardinality(keys) > 1 and keys <> m.key_columns)
@@ -90,8 +106,14 @@ begin
      or exists (select from unnest(m.groups) g, regexp_matches(g, '\{([^}]*)\}', 'g') c where not columns ? c[1]) then
     return null;
   end if;
+  if alone and (op <> 'update' or cardinality(m.groups) > 1) then
+    return null;
+  end if;
   select array_agg(c order by (columns->c->>'n')::integer) into logged
-    from jsonb_object_keys(columns) c where c <> all (m.ignore_fields);
+    from jsonb_object_keys(columns) c where c <> all (m.ignore_fields) and not (alone and c::name = any (keys));
+  if alone and logged is null then  -- nothing but the key
+    return null;
+  end if;
 
   source := case op when 'insert' then 'new_rows n' when 'delete' then 'old_rows o'
     else 'old_rows o full join new_rows n on ' ||
@@ -106,15 +128,24 @@ begin
                 concord_internal.key_expression(keys, columns, 'o'), concord_internal.key_expression(keys, columns, 'n')) end;
   tenant := case
     when m.tenant_column is null then quote_literal(m.tenant)
-    when op = 'update' then format('coalesce(%s, %s, '''')',
+    when op = 'update' and not alone then format('coalesce(%s, %s, '''')',
       concord_internal.stable_text(format('n.%I', m.tenant_column), columns->(m.tenant_column::text)->>'t'),
       concord_internal.stable_text(format('o.%I', m.tenant_column), columns->(m.tenant_column::text)->>'t'))
     else format('coalesce(%s, '''')', concord_internal.stable_text(
-      format('%s.%I', case op when 'insert' then 'n' else 'o' end, m.tenant_column), columns->(m.tenant_column::text)->>'t')) end;
+      format('%s.%I', case op when 'delete' then 'o' else 'n' end, m.tenant_column), columns->(m.tenant_column::text)->>'t')) end;
 
   old_groups := array(select concord_internal.group_expression(g, columns, 'o') from unnest(m.groups) g);
   new_groups := array(select concord_internal.group_expression(g, columns, 'n') from unnest(m.groups) g);
-  if op = 'update' then
+  if alone then
+    source := 'old_rows o, new_rows n';
+    row_key := concord_internal.key_expression(keys, columns, 'n');
+    steady := concat_ws(' and ', (select string_agg(format('o.%1$I = n.%1$I', k), ' and ') from unnest(keys) k),
+      case when m.tenant_column is not null then format('coalesce(%s, '''') = %s',
+        concord_internal.stable_text(format('o.%I', m.tenant_column), columns->(m.tenant_column::text)->>'t'), tenant) end,
+      old_groups[1] || ' is not distinct from ' || new_groups[1]);
+    spans := format('array[%s]', new_groups[1]);
+    most := cardinality(m.groups);
+  elsif op = 'update' then
     spans := (select string_agg(e, ', ') from unnest(new_groups || old_groups) e);
     most := 2 * cardinality(m.groups);
     spans := case when cardinality(m.groups) = 1
@@ -127,38 +158,40 @@ begin
   end if;
 
   if op = 'update' then
-    fields := (select '''{'' || array_to_string(array[' || string_agg(format('case when %s then %L end',
-                        concord_internal.difference(rel, c, columns), substr(q, 2, length(q) - 2)), ', ') || '], '','') || ''}'''
-                 from unnest(logged) c, lateral (select (array[c])::text) l(q));
-    fields := format('case when o.%1$I is not null and n.%1$I is not null then %2$s end', keys[1], fields);
+    fields := concord_internal.fields_expression(rel, logged, columns);
+    if not alone then
+      fields := format('case when o.%1$I is not null and n.%1$I is not null then %2$s end', keys[1], fields);
+    end if;
   end if;
   if m.detail = 'before' and op <> 'insert' then
     before := (select '''{'' || array_to_string(array[' || string_agg(format(
                         case when op <> 'update' then '%1$L || %2$s'
+                             when alone then 'case when %3$s then %1$L || %2$s end'
                              when c = any (m.ignore_fields) then 'case when n.%4$I is null then %1$L || %2$s end'  -- a moved key
                              else 'case when n.%4$I is null or %3$s then %1$L || %2$s end' end,
                         to_json(c) || ':', concord_internal.json_expression(format('o.%I', c), columns->c),
                         case when op = 'update' then concord_internal.difference(rel, c, columns) end, keys[1]), ', ')
                       || '], '','') || ''}'''
                  from jsonb_object_keys(columns) c
-                where c <> all (m.secret_fields) and columns->c->>'g' is distinct from 'v'
+                where c <> all (m.secret_fields) and columns->c->>'g' is distinct from 'v' and (not alone or c = any (logged))
                   and (m.secret_fields = '{}' or m.columns ? c));  -- a column unknown so far may be a secret one, renamed
-    if op = 'update' then
-      before := format('case when o.%I is not null then %s end', keys[1], before);
+    if op = 'update' and not alone then
+      before := 'case when o.' || quote_ident(keys[1]) || ' is not null then ' || before || ' end';
     end if;
+    before := coalesce(before, 'null::text');  -- every column is secret
   end if;
 
-  source := format('(select %s as op, %s as tenant, %s as key, %s as spans, %s as fields, %s as before from %s offset 0) d',
-    case op when 'insert' then '''c''::"char"' when 'delete' then '''d''::"char"'
+  source := format('(select %s as op, %s as tenant, %s as key, %s as spans, %s as fields, %s as before from %s%s offset 0) d',
+    case when op = 'insert' then '''c''::"char"' when op = 'delete' then '''d''::"char"' when alone then '''u''::"char"'
       else format('case when o.%1$I is null then ''c'' when n.%1$I is null then ''d'' else ''u'' end::"char"', keys[1]) end,
-    tenant, row_key, case when most = 0 then 'null::text[]' else spans end, fields, before, source);
+    tenant, row_key, case when most = 0 then 'null::text[]' else spans end, fields, before, source, ' where ' || steady);
   if most > 1 then
     source := source || format(' join (values %s) i(n) on i.n = 1 or d.spans[i.n] is not null',
                                (select string_agg(format('(%s)', i), ', ') from generate_series(1, most) i));
   end if;
   insertion := 'insert into concord_internal.deltas '
     '(xid, seq, at, epoch, model, depth, op, kind, tenant, key, grp, fields, actor, on_behalf_of, groups, before) select '
-    'pg_current_xact_id(), nextval(''concord_internal.delta_seq''), clock_timestamp(), (select concord_internal.epoch()), ' || m.id ||
+    'pg_current_xact_id(), nextval(''concord_internal.delta_seq''), clock_timestamp(), by_epoch, ' || m.id ||
     ', pg_trigger_depth(), ' ||
     case when most > 1
       then 'case when i.n = 1 then d.op else ''g'' end, by_kind, d.tenant, case when i.n = 1 then d.key end, d.spans[i.n], '
@@ -168,7 +201,7 @@ begin
            ', d.fields, by_actor, for_whom, null, d.before' end ||
     ' from ' || source;
   if not variables then
-    insertion := replace(replace(replace(insertion, ' by_kind,', ' $1,'), ' by_actor,', ' $2,'), ' for_whom,', ' $3,');
+    insertion := replace(replace(replace(replace(insertion, ' by_kind,', ' $1,'), ' by_actor,', ' $2,'), ' for_whom,', ' $3,'), ' by_epoch,', ' $4,');
   end if;
   if op = 'update' then
     insertion := insertion || ' where d.fields <> ''{}'' or d.fields is null';
@@ -180,4 +213,5 @@ $$;
 select concord_internal.open_to('concord_internal.difference(oid,text,jsonb)');
 select concord_internal.open_to('concord_internal.json_expression(text,jsonb)', 'public');
 select concord_internal.open_to('concord_internal.group_expression(text,jsonb,text)', 'public');
-select concord_internal.open_to('concord_internal.delta_statement(concord_internal.models,oid,text,boolean)');
+select concord_internal.open_to('concord_internal.fields_expression(oid,text[],jsonb)');
+select concord_internal.open_to('concord_internal.delta_statement(concord_internal.models,oid,text,boolean,boolean)');

@@ -14,7 +14,7 @@ declare
   columns constant jsonb := concord_internal.columns_of(m.rel);
   signature constant bigint[] := concord_internal.signature(m.rel);
   statement text;
-  body text;
+  alone text;
   pins text := '';
   op text;
 begin
@@ -28,53 +28,102 @@ begin
                                     (' set bytea_output = ''hex''', 'bytea'), (' set intervalstyle = ''postgres''', 'interval')) p(pin, type)
               where strpos(c.value->>'t', p.type) > 0 or c.value ? 'foreign');
   end if;
-  foreach op in array array['insert', 'update', 'delete', 'truncate'] loop
-    if op = 'truncate' then
-      body := format('  if fits is not null then perform concord_internal.write_whole_delta(%s, ''t''); end if;', m.id);
-    else
-      statement := concord_internal.delta_statement(m, m.rel, op, true);
-      body := format($body$
-  if fits is null then
+  perform concord_internal.make_awake_function(m.id, not m.paused);
+  foreach op in array array['insert', 'update', 'delete'] loop
+    statement := concord_internal.delta_statement(m, m.rel, op, true);
+    alone := concord_internal.delta_statement(m, m.rel, op, true, alone => true);
+    perform concord_internal.make_trigger_function(m.id, op, pins, format($body$
+declare
+  fits boolean;
+  many bigint;                 -- rows, up to 2
+  by_kind "char" := 's';       -- nobody: system, by the login's name
+  by_actor text := session_user;
+  for_whom text;
+  by_epoch integer;
+  m concord_internal.models;
+  statement text;
+begin
+  select count(*), coalesce(case when tg_relid = %3$s then concord_internal.signature_when_planned(%3$s) = %4$L end,
+                            concord_internal.same_columns(tg_relid, %4$L))
+    into many, fits from (select from %5$s limit 2) r where %9$s();
+  if many = 0 then
     return null;
   end if;
   if current_setting('concord.acting', true) <> '' then
     select a.kind, a.actor, a.on_behalf_of into by_kind, by_actor, for_whom from concord_internal.author() a;
   end if;
+  by_epoch := concord_internal.epoch();  -- after the row that fired this got its xid (see 40_token/10_epoch)
   if not fits then
     select * into m from concord_internal.models where id = %1$s;
-    statement := concord_internal.delta_statement(m, tg_relid, %2$L, false);
+    if concord_internal.snapshot_shows_columns(tg_relid) then
+      statement := concord_internal.delta_statement(m, tg_relid, %2$L, false);
+    end if;
     if statement is null then
       perform concord_internal.write_whole_delta(%1$s);
     else
       execute 'with d as (' || statement || ' returning tenant, key, grp)
         select concord_internal.lock_touched(%1$s, array_agg(d.tenant), array_agg(d.key), array_agg(d.grp))
-          from d where current_setting(''concord.committing'', true) = ''1''' using by_kind, by_actor, for_whom;
+          from d where current_setting(''concord.committing'', true) = ''1''' using by_kind, by_actor, for_whom, by_epoch;
     end if;
   elsif current_setting('concord.committing', true) = '1' then  -- inside a commit: its locks for what changes indirectly
-    with d as (%3$s returning tenant, key, grp)
+%6$s    with d as (%8$s returning tenant, key, grp)
     select concord_internal.lock_touched(%1$s, array_agg(d.tenant), array_agg(d.key), array_agg(d.grp)) into statement from d;
   else
-    %3$s;
-  end if;$body$, m.id, op, statement);
-    end if;
-    execute format($function$
-create or replace function %1$s() returns trigger language plpgsql security definer
-set search_path = pg_catalog, pg_temp%5$s as $trigger$
-declare
-  fits constant boolean := concord_internal.trigger_fits(%2$s, tg_relid, %3$L);
-  m concord_internal.models;
-  statement text;
-  by_kind "char" := 's';       -- nobody: system, by the login's name
-  by_actor text := session_user;
-  for_whom text;
-begin
-%4$s
+%7$s    %8$s;
+  end if;
   return null;
-end
-$trigger$
-$function$, concord_internal.trigger_function(m.id, op), m.id, signature, body, pins);
-    execute format('revoke all on function %s() from public', concord_internal.trigger_function(m.id, op));
+end$body$, m.id, op, m.rel::oid, signature, case op when 'delete' then 'old_rows' else 'new_rows' end,
+      case when alone is not null or cardinality(m.groups) <= 1 then concord_internal.when_alone(coalesce(alone, statement)
+        || format(' returning pg_advisory_xact_lock(concord_internal.row_lock(%s, key)),'
+                  ' pg_advisory_xact_lock_shared(concord_internal.group_lock(tenant, grp)) into statement', m.id)) else '' end,
+      case when alone is not null then concord_internal.when_alone(alone) else '' end, statement, concord_internal.trigger_function(m.id, 'awake')));
   end loop;
+  perform concord_internal.make_trigger_function(m.id, 'truncate', '', format($body$
+begin
+  if %2$s() then
+    perform concord_internal.write_whole_delta(%1$s, 't');
+  end if;
+  return null;
+end$body$, m.id, concord_internal.trigger_function(m.id, 'awake')));
+end
+$$;
+
+create function concord_internal.when_alone(statement text)
+returns text
+language sql
+immutable
+return format($once$    if many = 1 then
+      %s;
+      if found then
+        return null;
+      end if;
+    end if;
+$once$, statement);
+
+-- Whether the triggers log: a function that is only the answer, so that it is inlined, and that pause and resume replace,
+-- which makes every plan anew that it was inlined in. A look at models would cost a third of the whole trigger.
+create function concord_internal.make_awake_function(model integer, awake boolean)
+returns void
+language plpgsql
+as $$
+begin
+  execute format('create or replace function %1$s() returns boolean language sql stable return %2$s',
+                 concord_internal.trigger_function(model, 'awake'), awake::text);
+  execute format('revoke all on function %s() from public', concord_internal.trigger_function(model, 'awake'));
+end
+$$;
+
+create function concord_internal.make_trigger_function(model integer, op text, pins text, body text)
+returns void
+language plpgsql
+as $$
+begin
+  execute format($function$
+create or replace function %1$s() returns trigger language plpgsql security definer
+set search_path = pg_catalog, pg_temp%2$s as $trigger$%3$s
+$trigger$
+$function$, concord_internal.trigger_function(model, op), pins, body);
+  execute format('revoke all on function %s() from public', concord_internal.trigger_function(model, op));
 end
 $$;
 
@@ -124,6 +173,9 @@ $$;
 
 select concord_internal.open_to('concord_internal.trigger_function(integer,text)', 'public');
 select concord_internal.open_to('concord_internal.make_trigger_functions(concord_internal.models)');
+select concord_internal.open_to('concord_internal.make_awake_function(integer,boolean)');
+select concord_internal.open_to('concord_internal.when_alone(text)');
+select concord_internal.open_to('concord_internal.make_trigger_function(integer,text,text,text)');
 select concord_internal.open_to('concord_internal.relations_of(regclass)', 'public');
 select concord_internal.open_to('concord_internal.relations_without_triggers(regclass)', 'public');
 select concord_internal.open_to('concord_internal.add_triggers(integer,regclass)', 'public');

@@ -13,7 +13,9 @@
 -- place does not fit, and goes the slow way, under a lock. The ordinal is a logged sequence, so that it rises through
 -- crashes: a delta that reached the disk was WAL-logged after the nextval that its ordinal came from.
 --
--- Triggers look at mark and place alone (0.5 µs); reading the system identifier costs 6 µs more and is left to tokens. So
+-- Triggers look at mark and place alone; the system identifier is left to tokens, and since reading it costs ten times the
+-- rest, to the first token after a start of the server: it then leaves a hash over identity and the server's start in
+-- epoch_boot, and while that fits nobody reads the identifier again. A copy of the data directory has another start. So
 -- where only host does not fit, or somebody asks for a new epoch, writers may be in flight that log the ended ordinal; and
 -- the youngest of them is not even in the in-progress list of a token, since xmax is one beyond the newest id that has
 -- *ended*. Therefore: mark and place are set first, and host to what never fits, which moves the triggers to the new
@@ -24,6 +26,7 @@
 create unlogged sequence concord_internal.epoch_mark;
 create unlogged sequence concord_internal.epoch_place;
 create unlogged sequence concord_internal.epoch_host;
+create unlogged sequence concord_internal.epoch_boot;
 create unlogged sequence concord_internal.epoch_start;  -- ids below it had ended when the epoch began in place; unset after a crash
 create sequence concord_internal.epoch_ordinal;
 
@@ -43,6 +46,12 @@ begin
   return hashint8extended((pg_control_system()).system_identifier, mark) & 9223372036854775806 | 1;
 end
 $$;
+
+create function concord_internal.epoch_boot_of(mark bigint)
+returns bigint
+language sql
+stable
+return hashfloat8extended(date_part('epoch', pg_postmaster_start_time()), mark) & 9223372036854775806 | 1;
 
 create function concord_internal.draw_epoch(force boolean)
 returns void
@@ -98,33 +107,52 @@ begin
 end
 $$;
 
--- The ordinal, for deltas.
-create function concord_internal.epoch()
+create function concord_internal.newly_drawn_epoch()
 returns integer
 language plpgsql
 as $$
 begin
-  if pg_sequence_last_value('concord_internal.epoch_place')
-       is distinct from coalesce(concord_internal.epoch_place_of(pg_sequence_last_value('concord_internal.epoch_mark')), -1) then
-    perform concord_internal.draw_epoch(false);
-  end if;
+  perform concord_internal.draw_epoch(false);
   return pg_sequence_last_value('concord_internal.epoch_ordinal');
 end
 $$;
+
+-- Do mark and place fit? One expression, so that it is inlined where it is asked.
+create function concord_internal.epoch_in_place()
+returns boolean
+language sql
+return coalesce(pg_sequence_last_value('concord_internal.epoch_place')
+                = concord_internal.epoch_place_of(pg_sequence_last_value('concord_internal.epoch_mark')), false);
+
+-- The ordinal, for deltas.
+create function concord_internal.epoch()
+returns integer
+language sql
+return case when concord_internal.epoch_in_place() then pg_sequence_last_value('concord_internal.epoch_ordinal')::integer
+            else concord_internal.newly_drawn_epoch() end;
 
 -- The identity, for tokens.
 create function concord_internal.epoch_identity()
 returns bigint
 language plpgsql
 as $$
+declare
+  mark bigint;
 begin
-  if pg_is_in_recovery()
-     or pg_sequence_last_value('concord_internal.epoch_place')
-          is distinct from coalesce(concord_internal.epoch_place_of(pg_sequence_last_value('concord_internal.epoch_mark')), -1)
-     or pg_sequence_last_value('concord_internal.epoch_host')
-          is distinct from coalesce(concord_internal.epoch_host_of(pg_sequence_last_value('concord_internal.epoch_mark')), -1) then
-    perform concord_internal.draw_epoch(false);
+  if not pg_is_in_recovery() and concord_internal.epoch_in_place()
+     and pg_sequence_last_value('concord_internal.epoch_boot')
+           = concord_internal.epoch_boot_of(pg_sequence_last_value('concord_internal.epoch_mark')) then
+    return pg_sequence_last_value('concord_internal.epoch_mark');
   end if;
+  mark := pg_sequence_last_value('concord_internal.epoch_mark');
+  if not pg_is_in_recovery() and concord_internal.epoch_in_place()
+     and pg_sequence_last_value('concord_internal.epoch_host') = concord_internal.epoch_host_of(mark) then
+    if not current_setting('transaction_read_only')::boolean then
+      perform setval('concord_internal.epoch_boot', concord_internal.epoch_boot_of(mark));  -- of this mark: fits no later one
+    end if;
+    return mark;
+  end if;
+  perform concord_internal.draw_epoch(false);
   return pg_sequence_last_value('concord_internal.epoch_mark');
 end
 $$;
@@ -172,7 +200,10 @@ $$;
 
 select concord_internal.open_to('concord_internal.epoch_place_of(bigint)');
 select concord_internal.open_to('concord_internal.epoch_host_of(bigint)');
+select concord_internal.open_to('concord_internal.epoch_boot_of(bigint)');
 select concord_internal.open_to('concord_internal.draw_epoch(boolean)');
+select concord_internal.open_to('concord_internal.epoch_in_place()');
+select concord_internal.open_to('concord_internal.newly_drawn_epoch()');
 select concord_internal.open_to('concord_internal.epoch()');
 select concord_internal.open_to('concord_internal.epoch_identity()');
 select concord_internal.open_to('concord_internal.wait_for_writers()');

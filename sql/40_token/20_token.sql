@@ -26,6 +26,13 @@ begin
 end
 $$;
 
+-- Numbers of at most 18 digits, which xid8 and bigint both hold? (No regular expression: it takes longer than all the rest.)
+create function concord_internal.are_numbers(variadic given text[])
+returns boolean
+language sql
+immutable
+return translate(array_to_string(given, ''), '0123456789', '') = '' and not (18 < any (array(select length(g) from unnest(given) g)) or '' = any (given));
+
 create function concord_internal.parse_token(given text)
 returns concord_internal.token
 language plpgsql
@@ -34,40 +41,36 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   part constant text[] := string_to_array(given, '.');
-  parts constant integer := coalesce(array_length(part, 1), 0);
-  now_seen constant pg_snapshot := pg_current_snapshot();
+  parts constant integer := coalesce(cardinality(part), 0);
+  seen constant text[] := string_to_array(part[3], ':');
+  own text;
   t concord_internal.token;
 begin
-  t.problem := 'token_invalid';
-  if parts not in (4, 5) or part[1] <> 'kc1' or length(given) > 100000 or part[2] !~ '^[0-9a-f]{1,16}$'
-     or part[parts] <> lpad(to_hex(hashtextextended(left(given, -17), 0)), 16, '0') then
+  -- What the casts below take is asked first: a block that catches what they raise would cost a subtransaction.
+  if parts not in (4, 5) or part[1] <> 'kc1' or length(given) > 100000
+     or part[parts] <> lpad(to_hex(hashtextextended(left(given, -17), 0)), 16, '0')
+     or cardinality(seen) <> 3 or translate(seen[1] || seen[2], '0123456789', '') <> ''
+     or length(seen[1]) not between 1 and 18 or length(seen[2]) not between 1 and 18
+     or seen[3] <> '' and not concord_internal.are_numbers(variadic string_to_array(seen[3], ','))
+     or parts = 5 and not concord_internal.are_numbers(variadic regexp_split_to_array(part[4], '[@,]')) then
+    t.problem := 'token_invalid';
     return t;
   end if;
-  t.identity := concord_internal.epoch_identity();
+  t := row(null, concord_internal.epoch_identity(), pg_sequence_last_value('concord_internal.epoch_ordinal'), seen[1], seen[2],
+           string_to_array(seen[3], ','), '{}', '{}');
   if part[2] <> to_hex(t.identity) then
     t.problem := 'token_foreign';
     return t;
-  end if;
-  begin  -- no xid is taken: nothing is written inside
-    select pg_snapshot_xmin(s.s), pg_snapshot_xmax(s.s), array(select pg_snapshot_xip(s.s)), '{}', '{}',
-           concord_internal.epoch(), case when s.s::text = part[3] then null else 'token_invalid' end
-      into t.xmin, t.xmax, t.xip, t.own_xids, t.own_seqs, t.epoch, t.problem
-      from (select part[3]::pg_snapshot offset 0) s(s);
-    if parts = 5 then
-      t.own_xids := array(select split_part(o, '@', 1)::xid8 from unnest(string_to_array(part[4], ',')) with ordinality u(o, i) order by i);
-      t.own_seqs := array(select split_part(o, '@', 2)::bigint from unnest(string_to_array(part[4], ',')) with ordinality u(o, i) order by i);
-    end if;
-  exception when data_exception then
-    t.problem := 'token_invalid';
-    return t;
-  end;
-  if t.problem is not null then
-    return t;
+  elsif parts = 5 then
+    foreach own in array string_to_array(part[4], ',') loop
+      t.own_xids := t.own_xids || split_part(own, '@', 1)::xid8;
+      t.own_seqs := t.own_seqs || coalesce(nullif(split_part(own, '@', 2), '')::bigint, 0);
+    end loop;
   end if;
   -- The own transaction's id may be at or beyond this snapshot's xmax: nobody else has ended since.
-  if t.xmax > pg_snapshot_xmax(now_seen)
+  if t.xmax > pg_snapshot_xmax(pg_current_snapshot())
      or (parts = 5 and exists (select from unnest(t.own_xids) x
-                 where x >= pg_snapshot_xmax(now_seen) and x is distinct from pg_current_xact_id_if_assigned())) then
+           where x >= pg_snapshot_xmax(pg_current_snapshot()) and x is distinct from pg_current_xact_id_if_assigned())) then
     t.problem := 'token_foreign';
   elsif exists (select from concord_internal.log_floor f where f.epoch = t.epoch and t.xmin < f.xid) then
     t.problem := 'token_expired';
@@ -225,6 +228,7 @@ select concord_internal.open_to('concord_internal.format_token(bigint,text,text)
 select concord_internal.open_to('concord_internal.snapshot_without(pg_snapshot,xid8)', 'concord_app');
 select concord_internal.open_to('concord_internal.current_identity(xid8)', 'concord_app');
 select concord_internal.open_to('concord_internal.own_entries(concord_internal.token,xid8,bigint)', 'concord_app');
+select concord_internal.open_to('concord_internal.are_numbers(text[])');
 select concord_internal.open_to('concord_internal.parse_token(text)', 'concord_app');
 select concord_internal.open_to('concord_internal.has_seen(concord_internal.token,integer,xid8,bigint)', 'concord_app');
 select concord_internal.open_to('concord_internal.intersect_tokens(concord_internal.token,concord_internal.token)', 'concord_app');

@@ -38,7 +38,7 @@ $$;
 -- the name are those of the first line, whatever the language of messages.
 create function concord_internal.record_commit(commit_id uuid, first_seq bigint, last_seq bigint, label text,
   idempotency_key text, digest bytea, receipt jsonb, held jsonb)
-returns boolean
+returns bigint
 language plpgsql
 security definer
 set search_path = pg_catalog, pg_temp
@@ -58,6 +58,7 @@ begin
   if who.id is null then
     perform concord_internal.fail('unauthenticated');
   end if;
+  last_seq := coalesce(last_seq, concord_internal.last_delta_seq());
   insert into concord_internal.commits (id, xid, first_seq, last_seq, epoch, tenant, kind, actor, on_behalf_of, label,
                                         idempotency_key, digest, receipt)
   values (commit_id, pg_current_xact_id(), first_seq, last_seq, concord_internal.epoch(), who.tenant, who.kind, who.id,
@@ -74,7 +75,7 @@ begin
            and x.key is not null and x.key = h.id and x.model = h.model and x.seq = h.seq
            and (m.tenant_column is null or x.tenant = who.tenant)) d on true;
   end if;
-  return true;
+  return last_seq;
 end
 $$;
 

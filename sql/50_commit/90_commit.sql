@@ -25,7 +25,7 @@ declare
   after_seq bigint;
   receipt jsonb;
   held jsonb;
-  recorded boolean;
+  recorded bigint;
   o concord_internal.operation;
   i integer;
 begin

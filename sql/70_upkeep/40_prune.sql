@@ -90,9 +90,10 @@ begin
     delete from concord_internal.models o where not exists (select from pg_class c where c.oid = o.rel) returning o.id, o.tenant, o.groups
   loop
     perform concord_internal.move_group_horizon(m.tenant, m.groups);
-    foreach op in array array['insert', 'update', 'delete', 'truncate'] loop
+    foreach op in array array['insert', 'update', 'delete', 'truncate', 'awake'] loop
       execute format('drop function if exists %s()', concord_internal.trigger_function(m.id, op));
     end loop;
+    execute format('drop function if exists %s(concord_internal.plain_commit)', concord_internal.trigger_function(m.id, 'plain'));
     pruned := pruned + 1;
   end loop;
   return pruned;

@@ -17,7 +17,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.isolation.schedule import CONTENDED, Session, Story, request, update
+from tests.isolation.schedule import CONTENDED, Session, Story, refused, request, update
 
 COUNTERS = """
 create table trails (id int primary key, trail text not null default '', spare text, other text);
@@ -158,3 +158,76 @@ def really_unseen(story: Story, notification: dict[str, Any]) -> None:
             snapshot,
             change["syncId"],
         )
+
+
+# --- in a snapshot from before --------------------------------------------------------------------
+
+# What the owner does under an old snapshot, and what its session then writes.
+UNDER_A_SNAPSHOT = {
+    "added": ("alter table trails add column extra text", "update trails set extra = 'x'"),
+    "renamed": (
+        "alter table trails rename column spare to other_name",
+        "update trails set other_name = 'x'",
+    ),
+    "renamed in turn": (
+        "alter table trails rename column spare to was_spare;"
+        "alter table trails rename column other to spare",
+        "update trails set spare = 'x'",
+    ),
+    "dropped": ("alter table trails drop column spare", "update trails set other = 'x'"),
+    "widened": ("alter table trails alter other type varchar", "update trails set other = 'x'"),
+}
+
+
+@pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
+@pytest.mark.parametrize("warm", [True, False])
+@pytest.mark.parametrize("change", UNDER_A_SNAPSHOT)
+def test_a_writer_whose_snapshot_is_older_than_the_columns(
+    story: Story, change: str, warm: bool, isolation: str
+) -> None:
+    """No lost update: a fixed snapshot shows the catalogs as they were before the columns."""
+    story.tables(COUNTERS)
+    alteration, write = UNDER_A_SNAPSHOT[change]
+    writer, ana = story.raw(), story.actor("ana")
+    if warm:
+        writer.run("update trails set trail = 'warm' where id = 1")
+    writer.run(f"begin isolation level {isolation}; select 1")
+    story.raw("owner").run(alteration)
+    token = ana.capture()
+    column = write.split(" set ")[1].split(" ")[0]
+    writer.run(f"{write} where id = 0")
+    writer.run(f"{write} where id = 2")  # with the plans of the first
+    writer.run("commit")
+    for id in (0, 2):
+        answer = ana.try_commit(request(update("trails", id, **{column: "mine"}), read_at=token))
+        code = "model_changed" if change in ("renamed in turn", "widened") else "stale_context"
+        assert (answer.get("error") or {}).get("code") == code, (change, answer)
+    # And the session goes on knowing what is there.
+    token = ana.capture()
+    writer.run(
+        f"{write} || 'y' where id = 0"
+        if change != "dropped"
+        else "update trails set other = 'y' where id = 0"
+    )
+    answer = ana.try_commit(request(update("trails", 0, **{column: "mine"}), read_at=token))
+    assert answer["status"] == "rejected"
+
+
+@pytest.mark.parametrize("warm", [True, False])
+def test_an_alter_table_that_is_rolled_back(story: Story, warm: bool) -> None:
+    """No lost update, no false alarm: what a trigger was planned with inside it holds no longer."""
+    story.tables(COUNTERS)
+    writer, ana = story.raw(), story.actor("ana")
+    if warm:
+        writer.run("update trails set trail = 'warm' where id = 1")
+    writer.run(
+        "begin; alter table trails rename spare to renamed;"
+        " update trails set renamed = 'x' where id = 1"
+    )
+    writer.run("rollback")
+    token = ana.capture()
+    writer.run("update trails set spare = 'theirs' where id = 1")
+    with refused("stale_context") as refusal:
+        ana.commit(request(update("trails", 1, spare="mine"), read_at=token))
+    assert refusal.fields == ["spare"]
+    ana.commit(request(update("trails", 1, other="mine"), read_at=token))

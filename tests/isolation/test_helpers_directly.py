@@ -36,8 +36,8 @@ demand_owner extend_token fail first_bad_value first_missing group_expression ju
 judge_token judge_tokens key_columns_of live_model live_models lock_keys lock_request lock_rows
 lock_table lock_targets moved_places observed_now parse_request raise_refusal readable_fields
 readable_model refresh_model refusal relations_of relations_without_triggers resolve_request
-row_matches row_values run_commit run_plain signature try_values typed_values unknown_column
-usable_as_key write_request write_rows
+row_matches row_values run_commit run_plain signature signature_when_planned try_values typed_values
+unknown_column usable_as_key write_request write_rows
 """
 
 # Run with Concord's rights, and read.
@@ -225,7 +225,7 @@ def pool(token: str) -> dict[str, list[str]]:
         "concord_internal.operation[]": ["null", *(f"({r}).operations" for r in requests[1:])],
         "concord_internal.plain_commit": [
             "null",
-            f"concord_internal.plain_context({_json(asks[0])}, {_json(asks[0]['operations'][0])})",
+            f"concord_internal.plain_context({_json(asks[0])})",
             f"jsonb_populate_record(null::concord_internal.plain_commit, {_plain()})",
         ],
     }
@@ -258,9 +258,11 @@ def _plain() -> str:
         {
             "model": 4,
             "tenant": "beta",
-            "lock_statement": "select entry from hidden",
-            "write_statement": "update hidden set entry = 'forged'",
+            "id": "1",
+            "field": "entry",
+            "value": "forged",
             "lock_timeout": "5 s",
+            "call": "update hidden set entry = 'forged' returning entry",
         }
     )
 
@@ -419,7 +421,7 @@ def asked(name: str, types: list[str], token: str) -> Iterator[str]:
     seen_nothing = _forged_token()
     parsed = f"concord_internal.parse_token('{token}')"
     ask = request(update("ledger", 2, amount=1), read_at=token)
-    plain = f"concord_internal.plain_context({_json(ask)}, {_json(ask['operations'][0])})"
+    plain = f"concord_internal.plain_context({_json(ask)})"
     guesses: dict[str, list[str]] = {
         "text": [
             "'1'",
@@ -500,14 +502,14 @@ def test_recording_by_hand(prey: Story, workshop: Session) -> None:
         f"""
         create function workshop.f() returns void language plpgsql as $$
         begin perform {BY_HAND}; end $$;
-        create function workshop.g() returns boolean language plpgsql as $$
-        declare done boolean; begin done := {BY_HAND}; return done; end $$;
-        create function workshop.h() returns boolean language sql as $$ select {BY_HAND} $$;
+        create function workshop.g() returns bigint language plpgsql as $$
+        declare done bigint; begin done := {BY_HAND}; return done; end $$;
+        create function workshop.h() returns bigint language sql as $$ select {BY_HAND} $$;
         create function workshop."concord_internal.run_commit(jsonb) line 1 at assignment"()
-        returns boolean language plpgsql as $$
-        declare done boolean; begin done := {BY_HAND}; return done; end $$;
-        create function workshop.run_commit(given jsonb) returns boolean language plpgsql as $$
-        declare done boolean; begin done := {BY_HAND}; return done; end $$;
+        returns bigint language plpgsql as $$
+        declare done bigint; begin done := {BY_HAND}; return done; end $$;
+        create function workshop.run_commit(given jsonb) returns bigint language plpgsql as $$
+        declare done bigint; begin done := {BY_HAND}; return done; end $$;
         """
     )
     run_commit = "PL/pgSQL function concord_internal.run_commit(jsonb) line 9 at assignment"
