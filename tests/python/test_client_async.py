@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import psycopg
+import psycopg_pool
 import pytest
 
 import pyconcord
@@ -50,6 +51,19 @@ def test_the_same_names() -> None:
     assert face(AsyncConcord) == face(Concord)
     for name in ("read", "update", "create", "delete", "commit", "resolve", "history", "capture"):
         assert callable(getattr(pyconcord.Actor, name))
+
+
+def test_connecting_is_awaited_or_entered(db: Database, raw: object) -> None:
+    async def told() -> None:
+        async with pyconcord.aconnect(db.dsn("app"), tenant="acme") as one:
+            assert await one.read("slides", 7)
+        with pytest.raises(psycopg_pool.PoolClosed):
+            await one.read("slides", 7)
+        other = await pyconcord.aconnect(db.dsn("app"), tenant="acme")
+        assert await other.read("slides", 7)
+        await other.close()
+
+    asyncio.run(told())
 
 
 def test_read_and_write(run: Callable[[Story], None], raw: psycopg.Connection[Any]) -> None:
