@@ -89,6 +89,8 @@ class Outcome:
     """SQL that this connection had no right to run, in its order; nothing else is lacking."""
     kept: tuple[str, ...] = ()
     """What was to be dropped and is used elsewhere, and by what."""
+    usable: bool = True
+    """Whether application roles may use the pack, and the role that was named is one of them."""
 
 
 @dataclass(frozen=True)
@@ -138,13 +140,16 @@ class Plan:
                 found = installed(connection)
                 if found != self.then:
                     raise PackError(f"expected {self.then or 'no concord'}, found {found}")
+                usable = True
                 if found is not None:  # all that is lacking, and not only what was tried
-                    left = list(map(_terminated, _lacking(connection, self.app_role, self.service)))
+                    lacking = _lacking(connection, self.app_role, self.service)
+                    left = [_terminated(line) for line, _ in lacking]
+                    usable = not any(needed for _, needed in lacking)
         finally:
             connection.remove_notice_handler(listen)
         in_vain = bool(left) and left == [_terminated(step.sql) for step in self.steps]
         action = "unchanged" if in_vain else self.action
-        return Outcome(action, self.then, tuple(notices), tuple(left), tuple(kept))
+        return Outcome(action, self.then, tuple(notices), tuple(left), tuple(kept), usable)
 
 
 def script(files: Files | None = None) -> str:
@@ -211,7 +216,7 @@ def install_plan(
         grants = [Step(grant, attempt=True) for _, grant in _grants(app_role, service)]
         steps = [Step(files.script), *grants, *_trust(app_role, service)]
         return Plan("installed", tuple(steps), then, app_role, service)
-    lacking = [Step(line, attempt=True) for line in _lacking(connection, app_role, service)]
+    lacking = [Step(line, attempt=True) for line, _ in _lacking(connection, app_role, service)]
     steps = [*lacking, *_trust(app_role, service)]
     # An application role that is asked for has its grants then, if it did not have them before.
     action: Action = "granted" if steps or app_role is not None else "unchanged"
@@ -232,14 +237,14 @@ def _trust(app_role: str | None, service: bool) -> list[Step]:
     return [Step(f"select concord.trust_login({sql.Literal(app_role).as_string(None)})")]
 
 
-def _lacking(connection: Connection, app_role: str | None, service: bool) -> list[str]:
-    """The statements that make an installation whole, for who may run them."""
-    lines = [row[0] for row in connection.execute(_LACKING, (list(ROLES),)).fetchall()]
+def _lacking(connection: Connection, app_role: str | None, service: bool) -> list[tuple[str, bool]]:
+    """The statements that make an installation whole, and whether applications can't do without."""
+    lines = connection.execute(_LACKING, (list(ROLES),)).fetchall()
     for group, grant in _grants(app_role, service):
         asked = "select coalesce(pg_has_role(%s, to_regrole(%s), 'member'), false)"
         row = connection.execute(asked, (app_role, group)).fetchone()
         if row is None or not row[0]:
-            lines.append(grant)
+            lines.append((grant, True))
     return lines
 
 
@@ -251,21 +256,21 @@ with pack as (
 ),
 roles as (
   select to_regrole('concord_app') as app, to_regrole('concord_service') as service,
-         to_regrole('concord_owner') as owner
+         to_regrole('concord_owner') as owner,
+         exists (select from concord.verify() where code = 'grants_missing') as closed
 )
-select format('create role %%I nologin', name)
+select format('create role %%I nologin', name), name <> 'concord_owner'
   from unnest(%s::text[]) name where to_regrole(name) is null
 union all
-select 'grant concord_app to concord_service'
+select 'grant concord_app to concord_service', true
   from roles where not coalesce(pg_has_role(service, app, 'member'), false)
 union all
-select format('grant concord_owner to %%I', rolname)
+select format('grant concord_owner to %%I', rolname), false
   from pack, roles where not rolsuper and not coalesce(pg_has_role(oid, owner, 'member'), false)
 union all
-select 'select concord_internal.settle()'
+select 'select concord_internal.settle()', app is null or closed
   from pack, roles
- where owner is null or app is null or pack.oid <> owner
-    or exists (select from concord.verify() where code = 'grants_missing')
+ where owner is null or app is null or closed or pack.oid <> owner
 """
 
 
@@ -345,11 +350,15 @@ def uninstall_plan(
     if there is None:
         return Plan("unchanged", (), None)
     _require_ownership(connection)
-    tracked = _tracked(connection)
+    owned = _tracked(connection)
+    tracked = list(owned)
     if tracked and not force:
         raise PackError(
             f"{len(tracked)} tables are tracked ({_some(tracked)}): untrack them, or use force"
         )
+    foreign = [table for table in tracked if not owned[table]]
+    if foreign:
+        raise PackError(f"only their owners can untrack {_some(foreign)}")
     users = _dependents(connection)
     if users:
         raise PackError(f"the database's own objects depend on concord: {_some(users)}")
@@ -385,11 +394,14 @@ def _require_ownership(connection: Connection) -> None:
     )
 
 
-def _tracked(connection: Connection) -> list[str]:
-    """The tracked tables: what the view shows this role, and what has concord's triggers."""
+def _tracked(connection: Connection) -> dict[str, bool]:
+    """The tracked tables: what the view shows this role, and what has concord's triggers.
+
+    Whether they are this role's to untrack.
+    """
     rows = connection.execute(
         """
-        select c.oid::regclass::text
+        select c.oid::regclass::text, pg_has_role(c.relowner, 'usage')
         from pg_class c
         where c.oid in (select rel from concord.models)
            or not c.relispartition and exists (
@@ -399,7 +411,7 @@ def _tracked(connection: Connection) -> list[str]:
         order by 1
         """
     ).fetchall()
-    return [row[0] for row in rows]
+    return dict(rows)
 
 
 def _dependents(connection: Connection) -> list[str]:
