@@ -63,6 +63,8 @@ def running(*arguments: str) -> Iterator[subprocess.Popen[str]]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # Ignored signals are inherited, as SIGINT is below nohup: the child would not end.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         try:
             yield process
@@ -275,6 +277,24 @@ def test_tail_follows(tracked: Database) -> None:
     position = told.split("--since '")[1].split("'")[0]
     writer.execute("delete from slides")
     assert "delete" in cli("tail", tracked.dsn(), "--since", position, "--no-follow")
+
+
+def test_interrupts_reach_a_child_where_they_are_ignored(tracked: Database) -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with running("tail", tracked.dsn(), "--all") as process:
+            assert process.stdout is not None
+            assert "create" in process.stdout.readline()
+            process.send_signal(signal.SIGINT)
+            process.wait(20)
+    finally:
+        process.kill()
+        signal.signal(signal.SIGINT, before)
+    assert process.returncode == 130
+
+
+def test_the_tests_end_in_order_on_sigterm() -> None:
+    assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler
 
 
 def test_a_reader_that_has_seen_enough(tracked: Database) -> None:
