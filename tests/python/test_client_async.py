@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -64,6 +65,17 @@ def test_connecting_is_awaited_or_entered(db: Database, raw: object) -> None:
         await other.close()
 
     asyncio.run(told())
+
+
+def test_the_readme_s_example_runs(
+    db: Database, raw: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+    _, _, text = readme.partition("## With asyncio\n")
+    monkeypatch.setenv("DATABASE_URL", db.dsn("app"))
+    exec(text.partition("```python\n")[2].partition("```")[0], {})
+    row = raw.execute("select body from slides where id = 7").fetchone()
+    assert row == ("Up 4 %, and on.",)
 
 
 def test_read_and_write(run: Callable[[Story], None], raw: psycopg.Connection[Any]) -> None:

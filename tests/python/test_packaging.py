@@ -380,6 +380,36 @@ def test_roles_alone_are_half_of_it(bindir: Path) -> None:
         assert admin.execute(query).fetchall() == [("warning", "owner_other")]
 
 
+@every_way
+def test_the_readme_s_grants_work_after_every_way(way: Way, empty: Database) -> None:
+    admin = empty.connect()
+    admin.execute("drop role if exists web")
+    admin.execute("create role web login")
+    way(empty, None)
+    (grants,) = re.findall(r"```sql\n(grant .*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    admin.execute(grants.encode())
+    web = empty.connect("web")
+    web.execute("select concord.act_as('acme', 'user', 'ana', is_local => false)")
+    web.execute("select concord.capture()")
+
+
+def test_the_lines_for_an_administrator_work(bindir: Path) -> None:
+    """What operations.md has for an installer dba and a login web."""
+    text = (ROOT / "docs" / "operations.md").read_text().partition("**Without CREATEROLE.**")[2]
+    lines = text.partition("```sql\n")[2].partition("```")[0]
+    with OwnServer(bindir=bindir) as server:
+        with psycopg.connect(server.dsn(), autocommit=True) as connection:
+            connection.execute("create role dba login; create role web login")
+        database = database_of(server, "dba")
+        install_as_extension(database, "dba")
+        database.connect().execute(lines.encode())
+        database.connect("dba").execute("select concord.trust_login('web')")
+        web = database.connect("web")
+        web.execute("select concord.act_as('acme', 'user', 'ana', is_local => false)")
+        web.execute("select concord.capture()")
+        assert database.connect().execute("select * from concord.verify()").fetchall() == []
+
+
 # --- grants ---------------------------------------------------------------------------------------
 
 
