@@ -98,7 +98,8 @@ def uninstall(
 def _carry_out(
     session: Session, what: str, plan: Callable[[Connection], Plan], only_print: bool
 ) -> Outcome | None:
-    with session.answering(), session.connect() as connection:
+    why = "\n--sql asks the database: the steps depend on what is there" if only_print else ""
+    with session.answering(unreachable=why), session.connect() as connection:
         if only_print:
             print(plan(connection).script(), end="")
             return None

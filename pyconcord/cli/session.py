@@ -126,7 +126,7 @@ class Session:
         raise typer.Exit(exit)
 
     @contextmanager
-    def answering(self, hint: str = "") -> Iterator[None]:
+    def answering(self, hint: str = "", unreachable: str = "") -> Iterator[None]:
         """Turn what may go wrong into an exit code; where something is not there, with a hint."""
         try:
             yield
@@ -142,7 +142,7 @@ class Session:
                 told = _as_options(known)
                 self.fail(Exit.REFUSED, told, code=known.code, param=known.param)
             elif _is_lost(error):
-                self.fail(Exit.UNREACHABLE, error)
+                self.fail(Exit.UNREACHABLE, f"{str(error).strip()}{unreachable}")
             elif error.sqlstate in _NOT_THERE and _ABOUT_CONCORD.search(
                 error.diag.message_primary or ""
             ):

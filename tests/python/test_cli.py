@@ -362,6 +362,13 @@ def test_no_server(arguments: list[str]) -> None:
     assert "nonexistent" in cli(*arguments, DATABASE_URL=NOBODY_THERE, exit=3)
 
 
+def test_sql_that_depends_on_the_database_says_so() -> None:
+    for name in ("uninstall", "upgrade"):
+        assert "--sql asks the database" in cli(name, "--sql", NOBODY_THERE, exit=3)
+        assert "--sql asks the database" in cli(name, "--help")
+    assert "--sql" not in cli("uninstall", NOBODY_THERE, exit=3)
+
+
 def test_no_server_for_the_demo() -> None:
     assert "pyconcord demo:" in cli("demo", NOBODY_THERE, exit=2)
 
