@@ -97,6 +97,8 @@ class Driver:
     """What runs operations; `attempts` bounds how often one makes a call that is contended."""
 
     attempts: int
+    login: str | None = None
+    """As whom the last connection was made, for what is told to those who lack a grant."""
 
 
 class Sync(Driver):
@@ -134,6 +136,7 @@ class Sync(Driver):
 
     def _round_trip(self, connection: psycopg.Connection[Any], calls: Sequence[Call]) -> Answer:
         own = _is_own(connection)
+        self.login = connection.info.user
         try:
             with _pipeline(connection):
                 cursors = [
@@ -205,6 +208,7 @@ class Async(Driver):
         self, connection: psycopg.AsyncConnection[Any], calls: Sequence[Call]
     ) -> Answer:
         own = _is_own(connection)
+        self.login = connection.info.user
         try:
             async with _async_pipeline(connection):
                 cursors = [

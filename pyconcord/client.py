@@ -21,7 +21,16 @@ import os
 import random
 import time
 import warnings
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+)
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -141,7 +150,7 @@ class Reader(Scope[D]):
                 answer: Answer = yield Calls(calls)
                 return answer
             except psycopg.Error as error:
-                refusal = from_database(error)
+                refusal = from_database(error, self._driver.login)
                 if refusal is None:
                     raise
                 if not isinstance(refusal, Contended):
@@ -570,15 +579,42 @@ def connect(
     return db
 
 
-async def aconnect(
+class Connecting:
+    """What `aconnect` answers: `await` it, or enter it by `async with`, which closes it again."""
+
+    def __init__(self, opening: Coroutine[Any, Any, AsyncConcord]) -> None:
+        self._opening = opening
+
+    def __await__(self) -> Generator[Any, Any, AsyncConcord]:
+        return self._opening.__await__()
+
+    async def __aenter__(self) -> AsyncConcord:
+        self._db = await self._opening
+        return self._db
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._db.close()
+
+
+def aconnect(
     dsn: str | None = None,
     tenant: str | None = None,
     *,
     on_event: OnEvent | None = None,
     attempts: int = 4,
     **pool: Any,
+) -> Connecting:
+    """As `connect`, for asyncio: `db = await aconnect()`, or `async with aconnect() as db`."""
+    return Connecting(_aconnect(dsn, tenant, on_event, attempts, pool))
+
+
+async def _aconnect(
+    dsn: str | None,
+    tenant: str | None,
+    on_event: OnEvent | None,
+    attempts: int,
+    pool: Mapping[str, Any],
 ) -> AsyncConcord:
-    """As `connect`, for asyncio."""
     conninfo, options = _pool_options(dsn, pool)
     first = await psycopg.AsyncConnection.connect(conninfo, **options["kwargs"])
     await first.close()

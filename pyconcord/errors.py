@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -54,6 +55,10 @@ class StaleContext(ConcordError):
 
     code = "stale_context"
     sqlstate = "KC001"
+
+    def __str__(self) -> str:
+        told = "; ".join(map(str, self.notifications))
+        return f"{told}: read again, or resolve" if told else super().__str__()
 
 
 class PreconditionFailed(ConcordError):
@@ -180,19 +185,46 @@ def from_wire(error: Mapping[str, Any]) -> ConcordError:
     return raised
 
 
-def from_database(error: psycopg.Error) -> ConcordError | None:
-    """The exception for what a function of Concord raised; None for any other error."""
+# What is open to concord_app alone; the names stand in the message whatever its language.
+_OF_CONCORD_APP = re.compile(r"\b(capture|read|(try_)?commit|history|changes|conflicts)\b")
+
+
+def from_database(error: psycopg.Error, login: str | None = None) -> ConcordError | None:
+    """The exception for what a function of Concord raised, or for not being let in to one.
+
+    None for any other error. What is told to whoever lacks a grant names the `login`.
+    """
     message = error.diag.message_primary or str(error)
+    context = error.diag.context or ""
     if isinstance(error, _CONTENTION):
         return Contended(message)
+    if isinstance(error, psycopg.errors.InsufficientPrivilege) and not context:
+        if _OF_CONCORD_APP.search(message) is None:
+            return None
+        remedy = f"{_named(login)} needs: grant concord_app to {_quoted(login)};"
+        return Forbidden(f"{message}: {remedy}")
     kind = _BY_SQLSTATE.get(error.sqlstate or "")
     if kind is None:
         return None
+    if kind is Forbidden and "concord.act_as(" in context:
+        name = _quoted(login)
+        trust = "select concord.trust_login({});".format(repr(login or "LOGIN"))
+        message += f"; {_named(login)} needs: grant concord_service to {name}; {trust}"
     detail = _detail(error.diag.message_detail)
     # SQL puts code and param before the sentence, for those who see nothing but the MESSAGE.
     place = f" at {detail['param']}" if "param" in detail else ""
     message = message.removeprefix(f"{kind.code}{place}: ")
     return from_wire({"code": kind.code, "retryable": kind.retryable, **detail, "message": message})
+
+
+def _named(login: str | None) -> str:
+    return "this login" if login is None else f"the login {login}"
+
+
+def _quoted(login: str | None) -> str:
+    if login is None:
+        return "LOGIN"
+    return login if re.fullmatch(r"[a-z_][a-z0-9_]*", login) else f'"{login}"'
 
 
 def _detail(text: str | None) -> dict[str, Any]:

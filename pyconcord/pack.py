@@ -11,6 +11,7 @@ Each operation is a `Plan`: ``install_plan(…).script()`` is the SQL that ``ins
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -85,7 +86,11 @@ class Outcome:
     notices: tuple[str, ...] = ()
     """What the SQL had to say, word for word."""
     for_administrator: tuple[str, ...] = ()
-    """SQL that this connection had no right to run."""
+    """SQL that this connection had no right to run, in its order; nothing else is lacking."""
+    kept: tuple[str, ...] = ()
+    """What was to be dropped and is used elsewhere, and by what."""
+    usable: bool = True
+    """Whether application roles may use the pack, and the role that was named is one of them."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,8 @@ class Plan:
     steps: tuple[Step, ...]
     then: Installed | None
     """What should be there afterwards; an operation that ends elsewhere is rolled back."""
+    app_role: str | None = None
+    service: bool = False
 
     def script(self) -> str:
         """The SQL, as one transaction for psql."""
@@ -107,23 +114,42 @@ class Plan:
         """Run it, in one transaction (a savepoint, if the connection is in one already)."""
         notices: list[str] = []
         left: list[str] = []
+        kept: list[str] = []
 
         def listen(diagnostic: psycopg.errors.Diagnostic) -> None:
             lines = [diagnostic.message_primary, diagnostic.message_detail, diagnostic.message_hint]
-            notices.append("\n".join(line for line in lines if line))
+            # What CASCADE takes and what is lacking is known; the notices would only repeat it.
+            if diagnostic.severity_nonlocalized == "WARNING":
+                notices.append("\n".join(line for line in lines if line))
 
         connection.add_notice_handler(listen)
         try:
             with connection.transaction():
                 for step in self.steps:
-                    if not _run_step(connection, step):
+                    try:
+                        _run_step(connection, step)
+                    except (InsufficientPrivilege, UndefinedObject):
+                        if not step.attempt:
+                            raise
                         left.append(_terminated(step.sql))
+                    except (DependentObjectsStillExist, ObjectInUse) as error:
+                        if not step.attempt:
+                            raise
+                        why = (error.diag.message_primary, error.diag.message_detail)
+                        kept.append(": ".join(text for text in why if text))
                 found = installed(connection)
                 if found != self.then:
                     raise PackError(f"expected {self.then or 'no concord'}, found {found}")
+                usable = True
+                if found is not None:  # all that is lacking, and not only what was tried
+                    lacking = _lacking(connection, self.app_role, self.service)
+                    left = [_terminated(line) for line, _ in lacking]
+                    usable = not any(needed for _, needed in lacking)
         finally:
             connection.remove_notice_handler(listen)
-        return Outcome(self.action, self.then, tuple(notices), tuple(left))
+        in_vain = bool(left) and left == [_terminated(step.sql) for step in self.steps]
+        action = "unchanged" if in_vain else self.action
+        return Outcome(action, self.then, tuple(notices), tuple(left), tuple(kept), usable)
 
 
 def script(files: Files | None = None) -> str:
@@ -159,7 +185,8 @@ def install(
     """Install the pack, and grant `app_role` the use of it.
 
     With `service` that login may also state who acts (it is granted ``concord_service`` and trusted
-    in this database). On a database that has this version already only the grants are made.
+    in this database). On a database that has this version already, what is lacking is made good:
+    roles and grants that whoever installed it had no right to make.
     """
     return install_plan(connection, app_role=app_role, service=service, files=files).run(connection)
 
@@ -184,24 +211,67 @@ def install_plan(
             _refuse_strangers(connection)
         if app_role is not None:
             _require_role(connection, app_role)
-    grants = _grants(app_role, service)
-    if there is not None:
-        return Plan("granted" if grants else "unchanged", grants, there)
-    return Plan("installed", (Step(files.script), *grants), Installed("objects", files.version))
+    if there is None or connection is None:
+        then = Installed("objects", files.version)
+        grants = [Step(grant, attempt=True) for _, grant in _grants(app_role, service)]
+        steps = [Step(files.script), *grants, *_trust(app_role, service)]
+        return Plan("installed", tuple(steps), then, app_role, service)
+    lacking = [Step(line, attempt=True) for line, _ in _lacking(connection, app_role, service)]
+    steps = [*lacking, *_trust(app_role, service)]
+    # An application role that is asked for has its grants then, if it did not have them before.
+    action: Action = "granted" if steps or app_role is not None else "unchanged"
+    return Plan(action, tuple(steps), there, app_role, service)
 
 
-def _grants(app_role: str | None, service: bool) -> tuple[Step, ...]:
+def _grants(app_role: str | None, service: bool) -> list[tuple[str, str]]:
     if app_role is None:
-        return ()
+        return []
     role = sql.Identifier(app_role).as_string(None)
-    steps = [Step(f"grant concord_app to {role}", attempt=True)]
-    if service:
-        name = sql.Literal(app_role).as_string(None)
-        steps += [
-            Step(f"grant concord_service to {role}", attempt=True),
-            Step(f"select concord.trust_login({name})"),
-        ]
-    return tuple(steps)
+    groups = ("concord_app", "concord_service") if service else ("concord_app",)
+    return [(group, f"grant {group} to {role}") for group in groups]
+
+
+def _trust(app_role: str | None, service: bool) -> list[Step]:
+    if not service:
+        return []
+    return [Step(f"select concord.trust_login({sql.Literal(app_role).as_string(None)})")]
+
+
+def _lacking(connection: Connection, app_role: str | None, service: bool) -> list[tuple[str, bool]]:
+    """The statements that make an installation whole, and whether applications can't do without."""
+    lines = connection.execute(_LACKING, (list(ROLES),)).fetchall()
+    for group, grant in _grants(app_role, service):
+        asked = "select coalesce(pg_has_role(%s, to_regrole(%s), 'member'), false)"
+        row = connection.execute(asked, (app_role, group)).fetchone()
+        if row is None or not row[0]:
+            lines.append((grant, True))
+    return lines
+
+
+# The same that concord_internal.role_findings() has as remedies. Here it is not taken from there:
+# a superuser runs it, and who owns the pack could have put anything into a function of its own.
+_LACKING = """
+with pack as (
+  select r.* from pg_namespace n join pg_roles r on r.oid = n.nspowner where n.nspname = 'concord'
+),
+roles as (
+  select to_regrole('concord_app') as app, to_regrole('concord_service') as service,
+         to_regrole('concord_owner') as owner,
+         exists (select from concord.verify() where code = 'grants_missing') as closed
+)
+select format('create role %%I nologin', name), name <> 'concord_owner'
+  from unnest(%s::text[]) name where to_regrole(name) is null
+union all
+select 'grant concord_app to concord_service', true
+  from roles where not coalesce(pg_has_role(service, app, 'member'), false)
+union all
+select format('grant concord_owner to %%I', rolname), false
+  from pack, roles where not rolsuper and not coalesce(pg_has_role(oid, owner, 'member'), false)
+union all
+select 'select concord_internal.settle()', app is null or closed
+  from pack, roles
+ where owner is null or app is null or closed or pack.oid <> owner
+"""
 
 
 def _refuse_strangers(connection: Connection) -> None:
@@ -279,11 +349,16 @@ def uninstall_plan(
     there = installed(connection)
     if there is None:
         return Plan("unchanged", (), None)
-    tracked = _tracked(connection)
+    _require_ownership(connection)
+    owned = _tracked(connection)
+    tracked = list(owned)
     if tracked and not force:
         raise PackError(
             f"{len(tracked)} tables are tracked ({_some(tracked)}): untrack them, or use force"
         )
+    foreign = [table for table in tracked if not owned[table]]
+    if foreign:
+        raise PackError(f"only their owners can untrack {_some(foreign)}")
     users = _dependents(connection)
     if users:
         raise PackError(f"the database's own objects depend on concord: {_some(users)}")
@@ -295,22 +370,38 @@ def uninstall_plan(
     else:
         drop = "drop schema concord, concord_internal cascade"
     last = []
-    database = sql.Identifier(connection.info.dbname).as_string(None)
-    if _owner_may_create(
-        connection
-    ):  # an installer who is no superuser gave it that, to own schemas
-        last.append(Step(f"revoke create on database {database} from concord_owner", attempt=True))
     if drop_roles:
         # All or none: nothing in another database depends on concord_service by itself.
         last.append(Step(f"drop role if exists {', '.join(ROLES)}", attempt=True))
     return Plan("uninstalled", (*untrack, Step(drop), *last), None)
 
 
-def _tracked(connection: Connection) -> list[str]:
-    """The tracked tables: what the view shows this role, and what has concord's triggers."""
+def _require_ownership(connection: Connection) -> None:
+    row = connection.execute(
+        "select quote_ident(r.rolname), r.rolsuper, quote_ident(current_user)"
+        "  from pg_roles r"
+        " where r.oid = coalesce((select extowner from pg_extension where extname = 'concord'),"
+        "                        (select nspowner from pg_namespace where nspname = 'concord'))"
+        "   and not pg_has_role(r.oid, 'usage')"
+    ).fetchone()
+    if row is None:
+        return
+    owner, is_super, me = row
+    remedy = "" if is_super else f", who may also grant you the right: grant {owner} to {me};"
+    raise PackError(
+        f"the pack belongs to {owner}, and {me} is no member of that role: "
+        f"a superuser has to uninstall it{remedy}"
+    )
+
+
+def _tracked(connection: Connection) -> dict[str, bool]:
+    """The tracked tables: what the view shows this role, and what has concord's triggers.
+
+    Whether they are this role's to untrack.
+    """
     rows = connection.execute(
         """
-        select c.oid::regclass::text
+        select c.oid::regclass::text, pg_has_role(c.relowner, 'usage')
         from pg_class c
         where c.oid in (select rel from concord.models)
            or not c.relispartition and exists (
@@ -320,16 +411,7 @@ def _tracked(connection: Connection) -> list[str]:
         order by 1
         """
     ).fetchall()
-    return [row[0] for row in rows]
-
-
-def _owner_may_create(connection: Connection) -> bool:
-    row = connection.execute(
-        "select exists (select from pg_database, aclexplode(datacl) a"
-        " where datname = current_database()"
-        " and a.grantee = to_regrole('concord_owner') and a.privilege_type = 'CREATE')"
-    ).fetchone()
-    return row is not None and bool(row[0])
+    return dict(rows)
 
 
 def _dependents(connection: Connection) -> list[str]:
@@ -369,19 +451,10 @@ order by 1
 # --- running --------------------------------------------------------------------------------------
 
 
-def _run_step(connection: Connection, step: Step) -> bool:
-    """Whether it ran; an attempt that the server refuses for want of rights did not."""
-    if not step.attempt:
+def _run_step(connection: Connection, step: Step) -> None:
+    # An attempt that fails takes nothing with it.
+    with connection.transaction() if step.attempt else nullcontext():
         connection.execute(step.sql.encode())
-        return True
-    try:
-        with connection.transaction():
-            connection.execute(step.sql.encode())
-    except (InsufficientPrivilege, UndefinedObject):
-        return False
-    except (DependentObjectsStillExist, ObjectInUse):
-        return True  # a role that other databases of the server use: it stays
-    return True
 
 
 def _terminated(statement: str) -> str:

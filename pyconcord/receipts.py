@@ -114,6 +114,27 @@ class Notification:
     changes_truncated: bool
     raw: Mapping[str, Any] = field(repr=False)
 
+    @property
+    def base(self) -> Values:
+        """`base_values`, `current_values` and `proposed_values` under the names `Held` has."""
+        return self.base_values
+
+    @property
+    def current(self) -> Values | None:
+        return self.current_values
+
+    @property
+    def proposed(self) -> Values:
+        return self.proposed_values
+
+    def __str__(self) -> str:
+        """Such as `slides 7: title changed since it was read, by user ben`."""
+        what = self.group or f"{self.model} {self.id}"
+        fields = ", ".join(self.conflicting_fields) or "it"
+        moved = "was deleted" if self.deleted else f"{fields} changed"
+        who = self.written_by
+        return f"{what}: {moved} since it was read" + (f", by {who.kind} {who.id}" if who else "")
+
     @classmethod
     def parse(cls, raw: Mapping[str, Any]) -> Notification:
         return cls(
@@ -179,16 +200,16 @@ class Held:
 
     @property
     def base(self) -> Values:
-        return {} if self.notification is None else self.notification.base_values
+        return {} if self.notification is None else self.notification.base
 
     @property
     def current(self) -> Values | None:
-        return None if self.notification is None else self.notification.current_values
+        return None if self.notification is None else self.notification.current
 
     @property
     def proposed(self) -> Values:
         if self.notification is not None:
-            return self.notification.proposed_values
+            return self.notification.proposed
         return self.operation.get("data") or {}
 
 

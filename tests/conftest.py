@@ -7,6 +7,7 @@ The pack is installed once, into a template database; pytest-postgresql clones t
 from __future__ import annotations
 
 import secrets
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -28,6 +29,11 @@ from tests.support import (
     drop_logins,
     install_for_tests,
 )
+
+
+def pytest_configure() -> None:
+    """SIGTERM ends a run as Ctrl-C does: the fixtures are torn down, and their servers stop."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def pytest_report_header() -> str:

@@ -2,7 +2,8 @@
 
 Exit codes, which stay as they are:
   0    done
-  1    the answer is no: ``verify`` found an error, ``demo`` a lost edit or a missed premise
+  1    the answer is no: ``verify`` found an error, ``demo`` a lost edit or a missed premise;
+       ``install`` could not make the grants that it was asked for
   2    the command line is wrong, or ``demo`` could not run
   3    no connection to the server, or it was lost
   4    refused by Concord, by this program, or for want of rights; nothing was changed

@@ -10,7 +10,7 @@ import typer
 
 from pyconcord import schemas
 from pyconcord.cli.output import emit
-from pyconcord.cli.session import Connection, Dsn, DsnOption, Json, Session, Sql, err
+from pyconcord.cli.session import Connection, Dsn, DsnOption, Exit, Json, Session, Sql, err
 from pyconcord.pack import Outcome, Plan, install_plan, uninstall_plan, upgrade_plan
 
 
@@ -35,9 +35,10 @@ def install(
     sql: Sql = False,
     json: Json = False,
 ) -> None:
-    """Put the pack into a database. Where it is already, make the grants.
+    """Put the pack into a database. Where it is already, make what is lacking.
 
-    With --sql and no DSN it prints what an empty database would get.
+    With --sql and no DSN it prints what an empty database would get. Exit code 1 if --app-role and
+    --service asked for grants that this login may not make.
     """
     session = Session.of(dsn, dsn_option, json)
 
@@ -48,7 +49,9 @@ def install(
         with session.answering():
             print(plan(None).script(), end="")
     else:
-        _carry_out(session, "installing", plan, sql)
+        outcome = _carry_out(session, "installing", plan, sql)
+        if outcome is not None and app_role is not None and not outcome.usable:
+            raise typer.Exit(Exit.NO)
 
 
 def upgrade(
@@ -59,7 +62,10 @@ def upgrade(
     sql: Sql = False,
     json: Json = False,
 ) -> None:
-    """Bring the pack in a database to the version of this program."""
+    """Bring the pack in a database to the version of this program.
+
+    --sql asks the database, too: the steps depend on what is there.
+    """
     session = Session.of(dsn, dsn_option, json)
     _carry_out(session, "upgrading", lambda connection: upgrade_plan(connection, to=to), sql)
 
@@ -77,7 +83,10 @@ def uninstall(
     sql: Sql = False,
     json: Json = False,
 ) -> None:
-    """Take the pack out of a database, with its log."""
+    """Take the pack out of a database, with its log.
+
+    --sql asks the database, too: the steps depend on what is there.
+    """
     session = Session.of(dsn, dsn_option, json)
 
     def plan(connection: Connection) -> Plan:
@@ -88,31 +97,40 @@ def uninstall(
 
 def _carry_out(
     session: Session, what: str, plan: Callable[[Connection], Plan], only_print: bool
-) -> None:
-    with session.answering(), session.connect() as connection:
+) -> Outcome | None:
+    why = "\n--sql asks the database: the steps depend on what is there" if only_print else ""
+    with session.answering(unreachable=why), session.connect() as connection:
         if only_print:
             print(plan(connection).script(), end="")
-            return
+            return None
         # Planned anew for each try: what is there may have changed meanwhile.
         outcome = session.patiently(connection, what, lambda: plan(connection).run(connection))
     if session.json:
         emit(asdict(outcome))
     else:
         _tell(outcome)
+    return outcome
 
 
 def _tell(outcome: Outcome) -> None:
-    print(f"{outcome.action}: {outcome.installed or 'no concord here'}")
-    for notice in outcome.notices:
+    gone = "the pack and its log" if outcome.action == "uninstalled" else "no concord here"
+    print(f"{outcome.action}: {outcome.installed or gone}")
+    for notice in (*outcome.notices, *(f"kept: {why}" for why in outcome.kept)):
         err.print(notice, markup=False, soft_wrap=True)
     if outcome.for_administrator:
-        err.print("An administrator has to run:", *outcome.for_administrator, sep="\n  ")
+        why = "so that it belongs to concord_owner" if outcome.usable else "before it is of use"
+        err.print(f"An administrator has to run, in this database, {why}:", soft_wrap=True)
+        for line in outcome.for_administrator:
+            err.print(f"  {line}", markup=False, soft_wrap=True)
 
 
 def schema(
-    name: Annotated[str, typer.Argument(help=", ".join(schemas.names), show_default=False)],
+    name: Annotated[str | None, typer.Argument(help=", ".join(schemas.names))] = None,
 ) -> None:
-    """Print a JSON Schema of the wire format."""
+    """Print a JSON Schema of the wire format; without a name, their names."""
+    if name is None:
+        print(*schemas.names, sep="\n")
+        return
     if name not in schemas.names:
         raise typer.BadParameter(f"there are {', '.join(schemas.names)}", param_hint="NAME")
     emit(schemas.load(name))

@@ -15,10 +15,11 @@ from typing import Annotated, Any, NoReturn, TypeVar
 import psycopg
 import typer
 from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict
 from rich.console import Console
 
 from pyconcord.cli.locks import Watch
-from pyconcord.errors import Contended, from_database
+from pyconcord.errors import ConcordError, Contended, from_database
 from pyconcord.pack import FilesError, PackError
 
 T = TypeVar("T")
@@ -50,7 +51,8 @@ Dsn = Annotated[
     ),
 ]
 DsnOption = Annotated[
-    str | None, typer.Option("--dsn", "-d", show_default=False, help="The same as an option.")
+    str | None,
+    typer.Option("--dsn", "-d", metavar="DSN", show_default=False, help="DSN, given as an option."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Sql = Annotated[bool, typer.Option("--sql", help="Print the SQL that it would run, run nothing.")]
@@ -63,18 +65,26 @@ Tenant = Annotated[
 err = Console(stderr=True, highlight=False)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Session:
     """Options shared by the commands."""
 
     dsn: str | None
     json: bool = False
+    login: str | None = None
 
     @classmethod
     def of(cls, dsn: str | None, option: str | None, json: bool = False) -> Session:
         if dsn is not None and option is not None:
             raise typer.BadParameter("the DSN is given twice", param_hint="--dsn")
-        return cls(dsn or option or os.environ.get("DATABASE_URL") or None, json)
+        given = dsn or option or os.environ.get("DATABASE_URL") or None
+        try:
+            conninfo_to_dict(given or "")
+        except psycopg.ProgrammingError:
+            where = "DATABASE_URL" if given not in (dsn, option) else "DSN"
+            expected = "postgresql://USER@HOST/DATABASE, or host=HOST user=USER dbname=DATABASE"
+            raise typer.BadParameter(f"expected {expected}", param_hint=where) from None
+        return cls(given, json)
 
     @contextmanager
     def connect(self, tenant: str | None = None) -> Iterator[Connection]:
@@ -82,6 +92,7 @@ class Session:
         with psycopg.connect(
             self.dsn or "", autocommit=True, fallback_application_name="pyconcord"
         ) as connection:
+            self.login = connection.info.user
             connection.execute("select set_config('lock_timeout', %s, false)", (LOCK_TIMEOUT,))
             if tenant is not None:
                 act = "select concord.act_as(%s, 'system', %s, is_local => false)"
@@ -115,8 +126,8 @@ class Session:
         raise typer.Exit(exit)
 
     @contextmanager
-    def answering(self) -> Iterator[None]:
-        """Turn what may go wrong into an exit code."""
+    def answering(self, hint: str = "", unreachable: str = "") -> Iterator[None]:
+        """Turn what may go wrong into an exit code; where something is not there, with a hint."""
         try:
             yield
         except KeyboardInterrupt:
@@ -124,25 +135,42 @@ class Session:
         except (FilesError, PackError) as error:
             self.fail(Exit.REFUSED, error)
         except psycopg.Error as error:
-            known = from_database(error)
+            known = from_database(error, self.login)
             if isinstance(known, Contended):
                 self.fail(Exit.CONTENDED, f"given up after {TRIES} tries: {known}", code=known.code)
             elif known is not None:
-                self.fail(Exit.REFUSED, known, code=known.code, param=known.param)
+                told = _as_options(known)
+                self.fail(Exit.REFUSED, told, code=known.code, param=known.param)
             elif _is_lost(error):
-                self.fail(Exit.UNREACHABLE, error)
+                self.fail(Exit.UNREACHABLE, f"{str(error).strip()}{unreachable}")
             elif error.sqlstate in _NOT_THERE and _ABOUT_CONCORD.search(
                 error.diag.message_primary or ""
             ):
                 hint = "is concord in this database? pyconcord install puts it there"
                 self.fail(Exit.REFUSED, f"{error} ({hint})", sqlstate=error.sqlstate)
-            elif error.sqlstate in (*_NOT_THERE, "42501"):
+            elif error.sqlstate in _NOT_THERE:
+                self.fail(Exit.REFUSED, f"{error}{hint}", sqlstate=error.sqlstate)
+            elif error.sqlstate == "42501":
                 self.fail(Exit.REFUSED, error, sqlstate=error.sqlstate)
             self.fail(Exit.DATABASE, error, sqlstate=error.sqlstate)
 
 
-_NOT_THERE = ("3F000", "42883", "42P01", "42704")  # no such schema, function, table, type
+# No such schema, function, table, type; a table's name that is none.
+_NOT_THERE = ("3F000", "42883", "42P01", "42704", "42602")
 _ABOUT_CONCORD = re.compile(r'\bconcord\.|"concord"')
+
+
+_OPTIONS = {"rel": "", "groups": "--group: ", "ignore_fields": "--ignore: "} | {
+    "secret_fields": "--secret: ", "tenant_column": "--tenant-column: ", "on_stale": "--on-stale: ",
+    **{name: f"--{name}: " for name in ("name", "tenant", "detail", "since")},
+}  # fmt: skip
+
+
+def _as_options(error: ConcordError) -> str:
+    """The message, with the option where SQL names its parameter."""
+    if error.param not in _OPTIONS:
+        return str(error)
+    return _OPTIONS[error.param] + error.message
 
 
 def _is_lost(error: psycopg.Error) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json as json_module
 import re
 import time
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -24,7 +25,9 @@ from pyconcord.cli.session import (
     err,
 )
 
-Table = Annotated[str, typer.Argument(help="Its name, with the schema where that is needed.")]
+Table = Annotated[
+    str, typer.Argument(help="Its name as in SQL: with its schema or its quotes where they matter.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -73,18 +76,12 @@ def track(
         arguments["on_stale"] = sql.Literal(json_module.dumps(_modes(on_stale)))
     statement = call("concord.track", **arguments)
     session = Session.of(dsn, dsn_option, json)
-    model = _run(session, f"tracking {table}", statement, sql_only)
-    if model is not None:
-        if session.json:
-            emit(model[0])
-        else:
-            about = ", ".join(
-                f"{k} {cell(v)}" for k, v in model[0].items() if k in _SAID and cell(v)
-            )
-            print(f"tracked: {about}")
-
-
-_SAID = ("rel", "name", "tenant", "tenant_column", "groups", "detail")
+    model = _run(session, "tracking", table, statement, sql_only, show_it=True)
+    if model is not None and session.json:
+        emit(model)
+    elif model is not None:
+        said = ("rel", "name", "tenant", "tenant_column", "groups", "detail")
+        print("tracked:", ", ".join(f"{k} {cell(model[k])}" for k in said if cell(model[k])))
 
 
 def _array(name: str, values: list[str]) -> sql.Composed:
@@ -111,7 +108,7 @@ def untrack(
     """Take the triggers off a table again, and forget the model."""
     session = Session.of(dsn, dsn_option, json)
     statement = call("concord.untrack", rel=sql.Literal(table))
-    if _run(session, f"untracking {table}", statement, sql_only) is not None:
+    if _run(session, "untracking", table, statement, sql_only) is not None:
         if session.json:
             emit({"untracked": table})
         else:
@@ -119,16 +116,27 @@ def untrack(
 
 
 def _run(
-    session: Session, what: str, statement: sql.Composed, only_print: bool
-) -> tuple[Any, ...] | None:
-    """Run a statement and answer its row; or print it, and answer None."""
+    session: Session,
+    what: str,
+    table: str,
+    statement: sql.Composed,
+    only_print: bool,
+    show_it: bool = False,
+) -> dict[str, Any] | None:
+    """Run a statement and answer its model, if there is one; or print it, and answer None."""
     if only_print:
         print(statement.as_string(None) + ";")
         return None
-    with session.answering(), session.connect() as connection:
-        row = session.patiently(connection, what, lambda: connection.execute(statement).fetchone())
-    assert row is not None
-    return tuple(row)
+    quoted = '"' + table.replace('"', '""') + '"'
+    plain = re.fullmatch(r"[a-z_0-9.]+|.*\".*", table)
+    hint = "" if plain else f"\nCapitals and blanks take SQL's quotes: pyconcord … '{quoted}'"
+    with session.answering(hint), session.connect() as connection:
+        session.patiently(connection, f"{what} {table}", lambda: connection.execute(statement))
+        if not show_it:
+            return {}
+        query = "select to_jsonb(m) from concord.models m where rel = %s::text::regclass"
+        row = connection.execute(query, (table,)).fetchone()
+    return row[0] if row else {}
 
 
 _COLUMNS = (
@@ -184,7 +192,7 @@ def maintain(
     while True:
         try:
             with session.answering(), session.connect() as connection:
-                _maintain(session, connection, statement)
+                _maintain(session, connection, statement, emit if pause is None else emit_line)
         except typer.Exit as end:
             # A server that restarts is no reason to stop for good.
             if pause is None or end.exit_code not in (Exit.UNREACHABLE, Exit.CONTENDED):
@@ -195,13 +203,15 @@ def maintain(
             time.sleep(pause)
 
 
-def _maintain(session: Session, connection: Connection, statement: sql.Composed) -> None:
+def _maintain(
+    session: Session, connection: Connection, statement: sql.Composed, tell: Callable[[Any], None]
+) -> None:
     row = session.patiently(
         connection, "maintaining", lambda: connection.execute(statement).fetchone()
     )
     assert row is not None
     if session.json:
-        emit_line(row[0])
+        tell(row[0])
         return
     report = {key: value for key, value in row[0].items() if key != "put_off"}
     pruned = ", ".join(f"{n} {what}" for what, n in report.pop("pruned", {}).items() if n)

@@ -52,7 +52,8 @@ Worked out from audit.rows and audit.attempts in this database, by pyconcord/dem
 has the definitions; the last two columns are sampled from pg_stat_activity.
 The person and psql write blind: having read nothing, they replace what is there on purpose. That
 loses no edit by the definition, in any of the ways; it happened {blind} times in each.
-A write that Concord holds counts as refused, the time to merge it as thrown away.
+Lost edits are counted value by value. In the lines above, an edit whose rows are answered apart is
+as many writes; a write that Concord holds counts as refused, the time to merge it as thrown away.
 SERIALIZABLE may land a decision on a moved premise if a serial order with it first explains all."""
 
 
@@ -62,10 +63,12 @@ def show(outcomes: Sequence[Outcome], edits: int) -> None:
     console = Console(width=None if sys.stdout.isatty() else 120)
     title = f"The same {edits} edits, six ways"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False)
-    table.add_column("", no_wrap=console.width > 100)
+    wide = console.width >= 120
+    table.padding = (0, 1 if wide else 0)  # so that 80 columns take the longest words uncut
+    table.add_column("", no_wrap=wide)
     for column in COLUMNS:
-        width = max(map(len, column.split())) if console.width < 100 else 13
-        table.add_column(column, justify="right", width=width)
+        longest = max(map(len, column.split()))
+        table.add_column(column, justify="right", width=max(longest, 12) if wide else longest)
     for outcome in outcomes:
         verdict = outcome.verdict
         table.add_row(
@@ -96,7 +99,7 @@ def as_json(outcomes: Sequence[Outcome], **about: Any) -> str:
     return json.dumps({**about, "ways": ways}, indent=2)
 
 
-def paste(dsn: str, psql: str, slide: int, stop: str | None) -> str:
+def paste(dsn: str, psql: str, slide: int, stop: Sequence[str] = ()) -> str:
     """Lines for a shell and for psql. A password isn't shown."""
     public = {key: value for key, value in conninfo_to_dict(dsn).items() if key != "password"}
     lines = [
@@ -109,7 +112,8 @@ def paste(dsn: str, psql: str, slide: int, stop: str | None) -> str:
         "  select way, seq, actor, model, id, new from audit.rows order by seq desc limit 10;",
     ]
     if stop:
-        lines += ["The server goes on running for that. To stop it:", "  " + stop]
+        lines.append("The server goes on running for that. To stop it, and to remove its data:")
+        lines += [f"  {line}" for line in stop]
     return "\n".join(lines)
 
 
@@ -148,7 +152,7 @@ class Live:
         """A way has its verdict."""
         verdict = outcome.verdict
         self._console.print(
-            f"{outcome.way:28} {outcome.took:5.1f} s   {verdict.landed} landed,"
+            f"{outcome.way:28} {outcome.took:5.1f} s   {verdict.landed} writes landed,"
             f" {verdict.refused + verdict.held} refused, {verdict.lost} lost",
             highlight=False,
         )

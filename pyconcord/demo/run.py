@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import multiprocessing
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -84,7 +85,9 @@ def _main(dsn: str | None, seconds: float, seed: int, json: bool) -> int:
             print(report.as_json(outcomes, seed=seed, edits=total, sound=sound))
         else:
             report.show(outcomes, total)
-            stop = f"kill -INT {server.pid}" if server else None
+            stop = []
+            if server:
+                stop = [f"kill -INT {server.pid}", shlex.join(["rm", "-r", str(server.data_dir)])]
             print(report.paste(demo, psql, _disputed(demo), stop))
     return 0 if sound else 1
 

@@ -1,6 +1,6 @@
 -- Three roles, made if absent and permitted. Roles belong to the cluster, not to this database, so they stay behind
--- when the pack is removed, and an existing one is used as it is. Where one can't be made the pack still installs: its
--- objects then belong to the installer, and only the database's owner and superusers can grant its functions on.
+-- when the pack is removed, and an existing one is used as it is. Where one can't be made the pack still installs, and
+-- 99_owner says at the end, in one place, what is left to an administrator.
 do $$
 declare
   role_name text;
@@ -11,9 +11,7 @@ begin
         execute format('create role %I nologin', role_name);
       exception
         when duplicate_object or unique_violation then null;  -- somebody else installs at this moment
-        when insufficient_privilege then
-          raise notice 'concord: role % is missing and % may not create it', role_name, current_user
-            using hint = format('An administrator can run: create role %I nologin; and install again.', role_name);
+        when insufficient_privilege then null;
       end;
     end if;
   end loop;
@@ -27,8 +25,7 @@ begin
     begin
       grant concord_app to concord_service;
     exception when insufficient_privilege then
-      raise notice 'concord: % may not grant concord_app to concord_service', current_user
-        using hint = 'An administrator can run: grant concord_app to concord_service;';
+      null;
     end;
   end if;
 end

@@ -1,4 +1,4 @@
--- What can go wrong around the models: roles, grants, functions, leaves, the server's state.
+-- What can go wrong around the models: trust, grants, functions, leaves, the server's state.
 create function concord_internal.pack_findings()
 returns setof concord.finding
 language plpgsql
@@ -17,19 +17,7 @@ begin
       'alter extension concord update;')::concord.finding;
   end if;
 
-  for found in select r from unnest(array['concord_owner', 'concord_app', 'concord_service']) r where to_regrole(r) is null loop
-    return next row('warning', 'role_missing', null, format('there is no role %s', found.r),
-      format('create role %I nologin; and let an administrator run the installation''s grants again', found.r))::concord.finding;
-  end loop;
-  if exists (select from pg_roles where rolname = 'concord_owner' and (rolsuper or rolbypassrls or rolcanlogin)) then
-    return next row('error', 'role_unsafe', null, 'concord_owner is a login, a superuser or BYPASSRLS',
-      'alter role concord_owner nologin nosuperuser nobypassrls;')::concord.finding;
-  end if;
-  if to_regrole('concord_app') is not null and to_regrole('concord_service') is not null
-     and not pg_has_role('concord_service', 'concord_app', 'member') then
-    return next row('warning', 'role_missing', null, 'concord_service is not a member of concord_app',
-      'grant concord_app to concord_service;')::concord.finding;
-  end if;
+  return query select * from concord_internal.role_findings();
   for found in
     select t.login, to_regrole(quote_ident(t.login)) is null as gone from concord_internal.trusted_logins t
      where to_regrole(quote_ident(t.login)) is null

@@ -17,7 +17,7 @@ import pytest
 
 import pyconcord
 from pyconcord import pack, schemas
-from tests.support import Database
+from tests.support import Database, OwnServer
 
 NOBODY_THERE = "postgresql://nobody@/nothing?host=/nonexistent"
 UUID = "11111111-1111-1111-1111-111111111111"
@@ -47,6 +47,13 @@ def cli(*arguments: str, exit: int = 0, **env: str) -> str:
     return done.stdout
 
 
+def told(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run it, whatever comes of it."""
+    return subprocess.run(
+        command(*arguments), env=environment(), capture_output=True, text=True, timeout=60
+    )
+
+
 @contextmanager
 def running(*arguments: str) -> Iterator[subprocess.Popen[str]]:
     """While it runs. It is interrupted in the end, as by Ctrl-C, if it has not ended."""
@@ -56,6 +63,8 @@ def running(*arguments: str) -> Iterator[subprocess.Popen[str]]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # Ignored signals are inherited, as SIGINT is below nohup: the child would not end.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         try:
             yield process
@@ -109,6 +118,40 @@ def test_in_and_out_again(db: Database) -> None:
     assert cli("install", DATABASE_URL=db.dsn()) == f"installed: {there}\n"
 
 
+def test_grants_that_could_not_be_made_are_an_error(own_server: OwnServer) -> None:
+    database = own_server.db(install=False)
+    database.connect().execute(f"alter database {database.name} owner to owner".encode())
+    arguments = ("install", database.dsn("owner"), "--app-role", "app", "--service")
+    done = told(*arguments)
+    assert done.returncode == 1
+    heading, *lines = done.stderr.splitlines()
+    assert heading == "An administrator has to run, in this database, before it is of use:"
+    assert [line.strip() for line in lines][-3:] == [
+        "select concord_internal.settle();",
+        'grant concord_app to "app";',
+        'grant concord_service to "app";',
+    ]
+    assert told(*arguments).stderr == done.stderr
+    assert "not concord_owner" not in cli("install", database.dsn("owner"))
+    for line in lines:
+        database.connect().execute(line.encode())
+    done = told(*arguments)
+    assert (done.returncode, done.stderr) == (0, "")
+    cli("tail", database.dsn("app"), "--no-follow", "--tenant", "acme")
+    # What only the hand-over is lacking to is of use.
+    database.connect().execute("revoke concord_owner from owner")
+    assert told(*arguments).returncode == 0
+
+
+def test_uninstall_says_what_it_did(db: Database) -> None:
+    done = told("uninstall", db.dsn(), "--drop-roles")
+    assert done.stdout == "uninstalled: the pack and its log\n"
+    # The template of these tests' databases has the pack, too.
+    (kept,) = done.stderr.splitlines()
+    assert kept.startswith("kept: role ")
+    assert "because some objects depend on it" in kept
+
+
 def test_uninstall_spares_tracked_tables_unless_told(tracked: Database) -> None:
     assert "1 tables are tracked" in cli("uninstall", tracked.dsn(), exit=4)
     assert "concord.untrack('slides')" in cli("uninstall", tracked.dsn(), "--force", "--sql")
@@ -128,10 +171,9 @@ def test_track_prints_and_runs_the_same(slides: Database) -> None:
     assert "models" not in cli("models", slides.dsn())
     assert cli("models", slides.dsn()) == "no table is tracked\n"
     model = json.loads(cli("track", "slides", slides.dsn(), *definition, "--json"))
-    assert slides.connect().execute(printed.encode()).fetchone() == (model,)
+    slides.connect().execute(printed.encode())
     assert (model["name"], model["groups"]) == ("pages", ["deck:{deck_id}"])
-    listed = json.loads(cli("models", slides.dsn(), "--json"))
-    assert [one["name"] for one in listed] == ["pages"]
+    assert json.loads(cli("models", slides.dsn(), "--json")) == [model]
     assert "pages" in cli("models", slides.dsn())
     assert cli("untrack", "slides", "--sql") == "select concord.untrack(rel => 'slides');\n"
     assert cli("untrack", "slides", slides.dsn()) == "untracked: slides\n"
@@ -157,7 +199,9 @@ def test_verify_says_what_is_wrong(tracked: Database) -> None:
 def test_maintain_once_and_again(db: Database) -> None:
     assert cli("maintain", "--sql") == "select concord.maintain();\n"
     assert cli("maintain", db.dsn()).startswith("maintained: ")
-    assert set(json.loads(cli("maintain", db.dsn(), "--json"))) >= {"pruned", "put_off"}
+    report = cli("maintain", db.dsn(), "--json")
+    assert set(json.loads(report)) >= {"pruned", "put_off"}
+    assert report.startswith("{\n  "), "as the other commands print it"
     with running("maintain", db.dsn(), "--every", "0.1s") as process:
         assert process.stdout is not None
         assert [process.stdout.readline()[:11] for _ in range(2)] == ["maintained:"] * 2
@@ -235,6 +279,24 @@ def test_tail_follows(tracked: Database) -> None:
     assert "delete" in cli("tail", tracked.dsn(), "--since", position, "--no-follow")
 
 
+def test_interrupts_reach_a_child_where_they_are_ignored(tracked: Database) -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with running("tail", tracked.dsn(), "--all") as process:
+            assert process.stdout is not None
+            assert "create" in process.stdout.readline()
+            process.send_signal(signal.SIGINT)
+            process.wait(20)
+    finally:
+        process.kill()
+        signal.signal(signal.SIGINT, before)
+    assert process.returncode == 130
+
+
+def test_the_tests_end_in_order_on_sigterm() -> None:
+    assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler
+
+
 def test_a_reader_that_has_seen_enough(tracked: Database) -> None:
     writer = acting(tracked)
     with running("tail", tracked.dsn(), "--interval", "0.05", "--all") as process:
@@ -300,6 +362,13 @@ def test_no_server(arguments: list[str]) -> None:
     assert "nonexistent" in cli(*arguments, DATABASE_URL=NOBODY_THERE, exit=3)
 
 
+def test_sql_that_depends_on_the_database_says_so() -> None:
+    for name in ("uninstall", "upgrade"):
+        assert "--sql asks the database" in cli(name, "--sql", NOBODY_THERE, exit=3)
+        assert "--sql asks the database" in cli(name, "--help")
+    assert "--sql" not in cli("uninstall", NOBODY_THERE, exit=3)
+
+
 def test_no_server_for_the_demo() -> None:
     assert "pyconcord demo:" in cli("demo", NOBODY_THERE, exit=2)
 
@@ -313,14 +382,41 @@ def test_no_concord(db: Database) -> None:
 def test_refusals(slides: Database) -> None:
     dsn = slides.dsn()
     assert "forbidden" in cli("track", "slides", slides.dsn("app"), "--json", exit=4)
-    assert "detail" in cli("track", "slides", dsn, "--detail", "all", exit=4)
+    foreign = "pyconcord: only the owner of the table may do this\n"
+    assert cli("track", "slides", slides.dsn("app"), exit=4) == foreign
+    assert cli("track", "slides", dsn, "--detail", "all", exit=4).startswith("pyconcord: --detail:")
+    assert "--ignore: " in cli("track", "slides", dsn, "--ignore", "ghost", exit=4)
     assert "nowhere" in cli("track", "nowhere", dsn, exit=4)
     assert "not tracked" in cli("untrack", "slides", dsn, exit=4)
     assert "no role 'ghost'" in cli("install", dsn, "--app-role", "ghost", exit=4)
     assert "nothing" in cli("history", "nothing", "1", dsn, exit=4)
     told = json.loads(cli("tail", dsn, "--since", "kcf1.x", "--no-follow", "--json", exit=4))
     assert told["error"]["code"] == "token_invalid"
-    assert "permission denied" in cli("conflicts", slides.dsn("plain"), exit=4)
+    for arguments in (["conflicts"], ["history", "slides", "1"], ["tail", "--no-follow"]):
+        denied = cli(*arguments, "--dsn", slides.dsn("plain"), exit=4)
+        assert "permission denied" in denied
+        assert "the login plain needs: grant concord_app to plain;" in denied
+    denied = cli("conflicts", slides.dsn("app2"), "--tenant", "acme", exit=4)
+    assert "grant concord_service to app2; select concord.trust_login('app2');" in denied
+
+
+def test_a_table_whose_name_takes_quotes(db: Database) -> None:
+    db.connect().execute('create table "Order Lines" (id int primary key); create table "T" ()')
+    for name in ("Order Lines", "T"):
+        assert f"""pyconcord … '"{name}"'""" in cli("track", name, db.dsn(), exit=4)
+    assert "quotes" not in cli("track", "nowhere", db.dsn(), exit=4)
+    assert cli("track", '"Order Lines"', db.dsn()).startswith('tracked: rel "Order Lines"')
+
+
+def test_uninstall_leaves_tables_to_their_owners(db: Database) -> None:
+    connection = db.connect()
+    connection.execute("create table mine (id int primary key); select concord.track('mine')")
+    connection.execute("grant concord_owner to owner")
+    try:
+        refused = cli("uninstall", db.dsn("owner"), "--force", exit=4)
+    finally:
+        connection.execute("revoke concord_owner from owner")
+    assert refused == "pyconcord: only their owners can untrack mine\n"
 
 
 def test_wrong_command_lines(db: Database) -> None:
@@ -329,6 +425,9 @@ def test_wrong_command_lines(db: Database) -> None:
     cli("track", "slides", db.dsn(), "--on-stale", "agent", exit=2)
     cli("history", "slides", exit=2)
     cli("fly", exit=2)
+    for wrong in ("acme", "mysql://root@localhost/x"):
+        assert "expected postgresql://" in cli("models", wrong, exit=2)
+        assert "DATABASE_URL" in cli("verify", DATABASE_URL=wrong, exit=2)
 
 
 # --- the rest -------------------------------------------------------------------------------------
@@ -337,6 +436,17 @@ def test_wrong_command_lines(db: Database) -> None:
 @pytest.mark.parametrize("name", schemas.names)
 def test_schema(name: str) -> None:
     assert json.loads(cli("schema", name)) == schemas.load(name)
+
+
+def test_schemas_are_listed() -> None:
+    assert cli("schema").split() == list(schemas.names)
+
+
+def test_the_package_runs_as_a_module() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pyconcord", "--version"], capture_output=True, text=True
+    )
+    assert done.stdout == f"{pyconcord.__version__}\n"
 
 
 def test_schema_that_is_not_there() -> None:

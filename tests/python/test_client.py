@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
+import re
 import uuid
 import warnings
 from collections.abc import Iterator
@@ -282,6 +283,10 @@ def test_stale_is_raised_with_what_moved(
     assert moved.base_values == {"title": "title 7"}
     assert moved.current_values == {"title": "theirs"}
     assert moved.proposed_values == {"title": "mine"}
+    assert (moved.base, moved.current) == (moved.base_values, moved.current_values)
+    assert moved.proposed == moved.proposed_values
+    told = "slides 7: title changed since it was read, by user u1"
+    assert str(refused.value) == f"{told}: read again, or resolve"
     assert moved.written_by == pyconcord.Author("user", "u1")
     assert not moved.deleted
     assert not moved.changes_truncated
@@ -369,8 +374,17 @@ def test_who_may_act(db: Database, raw: object, concord: Concord) -> None:
     with pytest.raises(pyconcord.InvalidRequest, match="tenant"):
         Concord.on(db.connect("app")).acting(user="u1")
     untrusted = Concord.on(db.connect("app2"), tenant="acme").acting(user="u1")
-    with pytest.raises(pyconcord.Forbidden):
+    remedy = "grant concord_service to app2; select concord.trust_login('app2');"
+    with pytest.raises(pyconcord.Forbidden, match=re.escape(remedy)):
         untrusted.update("slides", 7, title="x")
+    stranger = Concord.on(db.connect("plain"))
+    with pytest.raises(pyconcord.Forbidden, match=r"function capture: .* concord_app to plain;"):
+        stranger.capture()
+    # What the application's own tables refuse is Postgres's to say.
+    raw_table = "create table decks_of_others (id int primary key)"
+    db.connect("owner").execute(f"{raw_table}; select concord.track('decks_of_others')".encode())
+    with concord.acting(user=7) as me, pytest.raises(psycopg.errors.InsufficientPrivilege):
+        me.create("decks_of_others", {"id": 1})
     with concord.acting(user=7, tenant="umbra") as me:
         assert me.principal == pyconcord.Principal("umbra", "user", "7")
 

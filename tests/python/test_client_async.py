@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import psycopg
+import psycopg_pool
 import pytest
 
 import pyconcord
@@ -50,6 +52,30 @@ def test_the_same_names() -> None:
     assert face(AsyncConcord) == face(Concord)
     for name in ("read", "update", "create", "delete", "commit", "resolve", "history", "capture"):
         assert callable(getattr(pyconcord.Actor, name))
+
+
+def test_connecting_is_awaited_or_entered(db: Database, raw: object) -> None:
+    async def told() -> None:
+        async with pyconcord.aconnect(db.dsn("app"), tenant="acme") as one:
+            assert await one.read("slides", 7)
+        with pytest.raises(psycopg_pool.PoolClosed):
+            await one.read("slides", 7)
+        other = await pyconcord.aconnect(db.dsn("app"), tenant="acme")
+        assert await other.read("slides", 7)
+        await other.close()
+
+    asyncio.run(told())
+
+
+def test_the_readme_s_example_runs(
+    db: Database, raw: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+    _, _, text = readme.partition("## With asyncio\n")
+    monkeypatch.setenv("DATABASE_URL", db.dsn("app"))
+    exec(text.partition("```python\n")[2].partition("```")[0], {})
+    row = raw.execute("select body from slides where id = 7").fetchone()
+    assert row == ("Up 4 %, and on.",)
 
 
 def test_read_and_write(run: Callable[[Story], None], raw: psycopg.Connection[Any]) -> None:

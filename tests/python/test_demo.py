@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from dataclasses import replace
@@ -244,7 +245,7 @@ def test_the_lines_to_paste_find_something(
     ran: tuple[int, dict[str, Any]], server: AnyServer
 ) -> None:
     dsn = server.dsn(DATABASE)
-    lines = report.paste(dsn, "psql", _disputed(dsn), None).splitlines()
+    lines = report.paste(dsn, "psql", _disputed(dsn)).splitlines()
     queries = [line.strip() for line in lines if line.startswith("  select")]
     assert len(queries) == 3
     with psycopg.connect(dsn) as connection:
@@ -297,5 +298,35 @@ def test_the_table_is_plain_text_where_there_is_no_terminal(
     assert "Shifts left with nobody on duty: a way 1" in printed
 
 
+@pytest.mark.parametrize("columns", [80, 100, 120])
+def test_no_word_of_the_table_is_cut(
+    columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    verdict = audit.Verdict(3, 2, 1, 4.5, 10, 2, 0, 7)
+    report.show([report.Outcome(way, verdict, 321.25, 0.5, 1, 0, 6.0) for way in WAYS], 12)
+    printed = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out)
+    table, _, _ = printed.partition("Worked out")
+    assert "…" not in table
+    words = set(table.split())
+    assert words >= {word for line in (*report.COLUMNS, *WAYS) for word in line.split()}
+    assert max(map(len, table.splitlines())) <= columns
+
+
+def test_what_is_counted_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    verdict = audit.Verdict(3, 2, 1, 4.5, 146, 2, 0, 7)
+    outcome = report.Outcome("a way", verdict, 1.25, 0.5, 1, 0, 6.0)
+    Live(Console(stderr=True), 126).done(outcome)
+    assert "146 writes landed" in capsys.readouterr().err
+    report.show([outcome], 126)
+    assert "an edit whose rows are answered apart is\nas many writes" in capsys.readouterr().out
+
+
+def test_how_to_stop_the_server_and_remove_it_is_said() -> None:
+    said = report.paste("dbname=d", "psql", 1, ["kill -INT 5", "rm -r /data"]).splitlines()
+    assert said[-2:] == ["  kill -INT 5", "  rm -r /data"]
+
+
 def test_no_password_is_printed() -> None:
-    assert "secret" not in report.paste("postgresql://u:secret@h/d", "psql", 1, None)
+    assert "secret" not in report.paste("postgresql://u:secret@h/d", "psql", 1)

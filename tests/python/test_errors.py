@@ -104,7 +104,8 @@ def test_exceptions_travel_between_processes() -> None:
     raised = errors.from_wire(detail)
     again = pickle.loads(pickle.dumps(raised))
     assert type(again) is pyconcord.StaleContext
-    assert str(again) == str(raised) == "operations[0]: moved"
+    assert str(again) == str(raised)
+    assert again.args == raised.args == ("operations[0]: moved",)
     assert again.notifications == raised.notifications
     assert again.notifications[0].written_by == pyconcord.Author("user", "u1")
     assert again.detail == detail

@@ -267,13 +267,147 @@ def test_an_installer_who_may_make_roles(way: Way, bindir: Path) -> None:
         assert acl == (0,)
 
 
-def test_what_the_script_says_about_missing_roles_is_passed_on(bare_cluster: OwnServer) -> None:
+def test_what_is_lacking_is_said_once_and_in_full(bare_cluster: OwnServer) -> None:
     database = database_of(bare_cluster, "installer")
-    outcome = pack.install(database.connect("installer"), app_role="app")
-    for role in pack.ROLES:
-        assert any(role in notice for notice in outcome.notices), role
-    # It could not be granted what does not exist: that is left to an administrator.
-    assert outcome.for_administrator == ('grant concord_app to "app";',)
+    connection = database.connect("installer")
+    outcome = pack.install(connection, app_role="app", service=True)
+    assert (outcome.action, outcome.notices) == ("installed", ())
+    assert outcome.for_administrator == (
+        "create role concord_app nologin;",
+        "create role concord_service nologin;",
+        "create role concord_owner nologin;",
+        "grant concord_app to concord_service;",
+        "grant concord_owner to installer;",
+        "select concord_internal.settle();",
+        'grant concord_app to "app";',
+        'grant concord_service to "app";',
+    )
+    # Trying again says the same, and whoever does without a login for it is told the rest.
+    again = pack.install(connection)
+    assert (again.action, again.for_administrator) == ("unchanged", outcome.for_administrator[:6])
+    assert pack.install(connection, app_role="app").action == "unchanged"
+
+
+def test_psql_is_told_what_is_lacking_too(bare_cluster: OwnServer) -> None:
+    connection = database_of(bare_cluster, "installer").connect("installer")
+    hints: list[str] = []
+    connection.add_notice_handler(lambda notice: hints.append(notice.message_hint or ""))
+    connection.execute(FILES.script.encode())
+    _, *lines = hints[0].splitlines()
+    assert len(hints) == 1
+    assert lines == [
+        "create role concord_owner nologin; grant concord_owner to installer;",
+        "create role concord_app nologin;",
+        "create role concord_service nologin; grant concord_app to concord_service;",
+        "select concord_internal.settle();",
+    ]
+
+
+def run_the_lines(admin: Connection, outcome: pack.Outcome) -> None:
+    for line in outcome.for_administrator:
+        admin.execute(line.encode())
+
+
+def run_the_remedies(admin: Connection, outcome: pack.Outcome) -> None:
+    query = "select remedy from concord.verify() where code <> 'trust_lost'"
+    for (remedy,) in admin.execute(query).fetchall():
+        admin.execute(remedy.encode())
+    admin.execute("grant concord_service to app")
+
+
+def install_again(admin: Connection, outcome: pack.Outcome) -> None:
+    again = pack.install(admin, app_role="app", service=True)
+    assert (again.action, again.for_administrator) == ("granted", ())
+
+
+Cure = Callable[[Connection, pack.Outcome], None]
+
+
+@pytest.mark.parametrize("cure", [run_the_lines, run_the_remedies, install_again])
+@pytest.mark.parametrize("way", [install_as_extension, install_with_python])
+def test_what_was_lacking_is_made_good_later(way: Way, cure: Cure, bindir: Path) -> None:
+    with OwnServer(bindir=bindir) as server:
+        with psycopg.connect(server.dsn(), autocommit=True) as connection:
+            connection.execute("create role installer login")
+        database = database_of(server, "installer")
+        way(database, "installer")
+        mine = database.connect("installer")
+        outcome = pack.install(mine, app_role="app", service=True)
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            database.connect("app").execute("select concord.capture()")
+        codes = "select code from concord.verify() group by 1 order by 1"
+        assert mine.execute(codes).fetchall() == [("role_missing",), ("trust_lost",)]
+
+        admin = database.connect()
+        cure(admin, outcome)
+        app = database.connect("app")
+        app.execute("select concord.act_as('acme', 'user', 'ada', is_local => false)")
+        app.execute("select concord.capture()")
+        assert app.execute("select * from concord.conflicts").fetchall() == []
+        assert admin.execute("select * from concord.verify()").fetchall() == []
+        assert pack.install(mine, app_role="app", service=True).for_administrator == ()
+
+        # As if a superuser had installed it, and the installer may take it out again.
+        fresh = server.db(install=False)
+        way(fresh, None)
+        assert differences(snapshot(fresh.connect()), snapshot(mine)) == []
+        use(mine)
+        pack.uninstall(mine, force=True)
+
+
+def test_roles_alone_are_half_of_it(bindir: Path) -> None:
+    with OwnServer(bindir=bindir) as server:
+        with psycopg.connect(server.dsn(), autocommit=True) as connection:
+            connection.execute("create role installer login")
+        database = database_of(server, "installer")
+        pack.install(database.connect("installer"))
+        admin = database.connect()
+        for role in pack.ROLES:
+            admin.execute(f"create role {role} nologin".encode())
+        admin.execute("grant concord_app to concord_service, app")
+        query = "select level, code from concord.verify()"
+        assert admin.execute(query).fetchall() == [
+            ("warning", "owner_other"),
+            ("error", "grants_missing"),
+        ]
+        # The owner may make the grants, and can't give its objects to a role it is no member of.
+        mine = database.connect("installer")
+        assert pack.install(mine).for_administrator == (
+            "grant concord_owner to installer;",
+            "select concord_internal.settle();",
+        )
+        database.connect("app").execute("select concord.capture()")
+        assert admin.execute(query).fetchall() == [("warning", "owner_other")]
+
+
+@every_way
+def test_the_readme_s_grants_work_after_every_way(way: Way, empty: Database) -> None:
+    admin = empty.connect()
+    admin.execute("drop role if exists web")
+    admin.execute("create role web login")
+    way(empty, None)
+    (grants,) = re.findall(r"```sql\n(grant .*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    admin.execute(grants.encode())
+    web = empty.connect("web")
+    web.execute("select concord.act_as('acme', 'user', 'ana', is_local => false)")
+    web.execute("select concord.capture()")
+
+
+def test_the_lines_for_an_administrator_work(bindir: Path) -> None:
+    """What operations.md has for an installer dba and a login web."""
+    text = (ROOT / "docs" / "operations.md").read_text().partition("**Without CREATEROLE.**")[2]
+    lines = text.partition("```sql\n")[2].partition("```")[0]
+    with OwnServer(bindir=bindir) as server:
+        with psycopg.connect(server.dsn(), autocommit=True) as connection:
+            connection.execute("create role dba login; create role web login")
+        database = database_of(server, "dba")
+        install_as_extension(database, "dba")
+        database.connect().execute(lines.encode())
+        database.connect("dba").execute("select concord.trust_login('web')")
+        web = database.connect("web")
+        web.execute("select concord.act_as('acme', 'user', 'ana', is_local => false)")
+        web.execute("select concord.capture()")
+        assert database.connect().execute("select * from concord.verify()").fetchall() == []
 
 
 # --- grants ---------------------------------------------------------------------------------------
@@ -426,14 +560,33 @@ def test_what_the_user_built_on_it_is_not_dropped(way: Way, empty: Database) -> 
     assert pack.uninstall(connection).action == "uninstalled"
 
 
+def test_the_owner_of_the_database_takes_out_what_a_superuser_put_in(cluster: OwnServer) -> None:
+    database = database_of(cluster, "installer")
+    mine, admin = database.connect("installer"), database.connect()
+    admin.execute("create extension concord")
+    with pytest.raises(PackError, match=r"belongs to postgres.*: a superuser has to uninstall it$"):
+        pack.uninstall(mine)
+    pack.uninstall(admin)
+    pack.install(admin)
+    with pytest.raises(PackError, match=r"grant concord_owner to installer;$"):
+        pack.uninstall(mine)
+    admin.execute("grant concord_owner to installer")
+    try:
+        assert pack.uninstall(mine).action == "uninstalled"
+    finally:
+        admin.execute("revoke concord_owner from installer")
+
+
 def test_the_roles_go_when_asked_and_nothing_else_uses_them(cluster: OwnServer) -> None:
     with OwnServer(bindir=cluster.bindir) as server:
         one, other = server.db(), server.db()
         assert len(concord_roles(one.connect())) == 3
-        pack.uninstall(one.connect(), drop_roles=True)
+        (kept,) = pack.uninstall(one.connect(), drop_roles=True).kept
         # The other database still uses them.
+        assert "cannot be dropped" in kept
+        assert f"in database {other.name}" in kept
         assert len(concord_roles(one.connect())) == 3
-        pack.uninstall(other.connect(), drop_roles=True)
+        assert pack.uninstall(other.connect(), drop_roles=True).kept == ()
         assert concord_roles(one.connect()) == []
 
 
