@@ -22,7 +22,17 @@ from .errors import (
     TokenInvalid,
     Unauthenticated,
 )
-from .receipts import Author, Change, Held, Notification, Outcome, Principal, Receipt, Row
+from .receipts import (
+    Author,
+    Change,
+    Held,
+    Notification,
+    Outcome,
+    Principal,
+    Receipt,
+    Row,
+    UnseenChange,
+)
 
 __version__ = "0.1.0"
 
@@ -59,6 +69,7 @@ __all__ = [
     "TokenForeign",
     "TokenInvalid",
     "Unauthenticated",
+    "UnseenChange",
     "aconnect",
     "connect",
     "errors",

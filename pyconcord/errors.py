@@ -1,4 +1,4 @@
-"""One exception per code. The codes are the server's (sql/00_errors); a test compares the two."""
+"""One exception per code. The codes are the server's (sql/02_errors); a test compares the two."""
 
 from __future__ import annotations
 
@@ -178,9 +178,7 @@ _CONTENTION = (
 def from_wire(error: Mapping[str, Any]) -> ConcordError:
     """The exception for the `error` of a rejected receipt, of a newer server's code too."""
     kind = BY_CODE.get(error["code"], ConcordError)
-    param = error.get("param")
-    message = error["message"].removeprefix(f"{param}: ")
-    raised = kind(message, param=param, detail=error)
+    raised = kind(error["message"], param=error.get("param"), detail=error)
     raised.code, raised.retryable = error["code"], error["retryable"]
     return raised
 

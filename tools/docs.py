@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,7 @@ def types(connection: Connection) -> list[tuple[str, str]]:
 def _columns(connection: Connection, relation: str) -> str:
     rows = connection.execute(
         """
-        select attname, format_type(atttypid, atttypmod), col_description(attrelid, attnum)
+        select attname, format_type(atttypid, atttypmod)
         from pg_attribute a join pg_class c on c.oid = attrelid
         where c.relnamespace = 'concord'::regnamespace and relname = %s
           and attnum > 0 and not attisdropped
@@ -140,14 +141,11 @@ def _columns(connection: Connection, relation: str) -> str:
         """,
         (relation,),
     ).fetchall()
-    if not any(comment for _, _, comment in rows):
-        lines = ["| column | type |", "|---|---|"]
-        return "\n".join(lines + [f"| `{name}` | {kind} |" for name, kind, _ in rows])
-    lines = ["| column | type | |", "|---|---|---|"]
-    lines += [f"| `{name}` | {kind} | {_cell(comment)} |" for name, kind, comment in rows]
-    return "\n".join(lines)
+    lines = ["| column | type |", "|---|---|"]
+    return "\n".join(lines + [f"| `{name}` | {kind} |" for name, kind in rows])
 
 
+@cache
 def _sources() -> list[tuple[Path, str]]:
     return [(path, path.read_text()) for path in source_files(ROOT / "sql")]
 

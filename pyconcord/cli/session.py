@@ -107,7 +107,10 @@ class Session:
                 try:
                     return action()
                 except psycopg.Error as error:
-                    if not isinstance(from_database(error), Contended) or not left:
+                    if not isinstance(from_database(error), Contended):
+                        raise
+                    if not left:
+                        self._note(f"{what}: given up after {TRIES} tries")
                         raise
             self._note(f"{what}: not yet, trying again ({left} more)")
         raise AssertionError("unreachable")
@@ -137,7 +140,7 @@ class Session:
         except psycopg.Error as error:
             known = from_database(error, self.login)
             if isinstance(known, Contended):
-                self.fail(Exit.CONTENDED, f"given up after {TRIES} tries: {known}", code=known.code)
+                self.fail(Exit.CONTENDED, known, code=known.code)
             elif known is not None:
                 told = _as_options(known)
                 self.fail(Exit.REFUSED, told, code=known.code, param=known.param)

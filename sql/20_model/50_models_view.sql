@@ -1,4 +1,5 @@
--- The models whose table the caller may select from or owns.
+-- The models whose table the caller may select from or owns. Of a table that was dropped nobody can tell who might have: its
+-- model is for administrators.
 create function concord_internal.visible_models()
 returns setof concord_internal.models
 language sql
@@ -7,8 +8,8 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
   select m.* from concord_internal.models m
-   where not exists (select from pg_class c where c.oid = m.rel)
-      or has_any_column_privilege(concord_internal.caller(), m.rel, 'select') or concord_internal.owns(m.rel)
+   where has_any_column_privilege(concord_internal.caller(), m.rel, 'select') or concord_internal.owns(m.rel)
+      or (concord_internal.is_admin() and not exists (select from pg_class c where c.oid = m.rel))
 $$;
 
 select concord_internal.open_to('concord_internal.visible_models()', 'public');
@@ -20,6 +21,7 @@ create view concord.models as
 comment on view concord.models is
   'The tracked tables that the caller may select from, or owns: rel, public name, tenant (null: shared, or per row by
 tenant_column), key, groups, ignored and secret fields, detail (names or before), default modes, paused, since when. A table
-that was dropped shows by its number until concord.track or concord.refresh next looks.';
+that was dropped shows by its number to superusers and the owner of the database, until concord.maintain, concord.track or
+concord.refresh next looks.';
 
 select concord_internal.open_view_to('concord.models', 'public');

@@ -186,4 +186,3 @@ select concord_internal.open_to('concord_internal.parse_seen(text,integer)');
 select concord_internal.open_to('concord_internal.base_text(concord_internal.feed_position)');
 select concord_internal.open_to('concord_internal.parse_position(text,bigint,integer)');
 select concord_internal.open_to('concord_internal.position_expired(concord_internal.feed_position)');
-select concord_internal.dump_with_data('concord_internal.log_cut');

@@ -10,7 +10,12 @@ set lock_timeout = '100ms'
 as $$
 declare
   most_leaves constant integer := 16;    -- the default among them
-  report jsonb := '{"pruned": {}, "announced": [], "truncated": [], "made": [], "rotated": [], "put_off": []}';
+  pruned jsonb;
+  announced text[] := '{}';
+  truncated text[] := '{}';
+  made text[] := '{}';
+  rotated text[] := '{}';
+  put_off text[] := '{}';
   here integer;
   own xid8;
   u concord_internal.upkeep;
@@ -22,7 +27,6 @@ declare
   width bigint;
   planned bigint;                        -- where the ranges of this epoch end
   name text;
-  done text;
 begin
   if not concord_internal.is_service() then
     perform concord_internal.fail('forbidden', null,
@@ -33,7 +37,8 @@ begin
   end if;
   perform set_config('lock_timeout', concord_internal.setting('maintain_lock_timeout'), true);
   if not pg_try_advisory_xact_lock(hashtextextended('concord maintain', 0)) then
-    return jsonb_set(report, '{put_off}', '["everything: another maintain is running"]');
+    return '{"pruned": {}, "announced": [], "truncated": [], "made": [], "rotated": [],
+             "put_off": ["everything: another maintain is running"]}';
   end if;
   here := concord_internal.epoch();
   own := pg_current_xact_id();
@@ -44,10 +49,8 @@ begin
 
   blank := concord_internal.blank_receipts(u);
   u := blank.u;
-  report := jsonb_set(report, '{pruned,receipts}', to_jsonb(blank.blanked));
-  report := jsonb_set(report, '{pruned,commits}', to_jsonb(concord_internal.prune_commits()));
-  report := jsonb_set(report, '{pruned,held}', to_jsonb(concord_internal.prune_held()));
-  report := jsonb_set(report, '{pruned,models}', to_jsonb(concord_internal.prune_models()));
+  pruned := jsonb_build_object('receipts', blank.blanked, 'commits', concord_internal.prune_commits(),
+                               'held', concord_internal.prune_held(), 'models', concord_internal.prune_models());
 
   -- What autovacuum has not brought into deltas_feed yet. No matter if it is busy with that just now.
   for l in
@@ -70,21 +73,23 @@ begin
   if u.announced_by = own then
     null;  -- called twice in one transaction: nobody has seen the new floor yet
   elsif u.watched <> '{}' then
-    report := jsonb_insert(report, '{put_off,-1}', to_jsonb(format(
-      'truncate: %s transactions have not ended that were there when it was announced', cardinality(u.watched))), true);
+    put_off := put_off || format('truncate: %s transactions have not ended that were there when it was announced', cardinality(u.watched));
   else
     doomed := array(select f from concord_internal.doomed_leaves() f);
     foreach d in array doomed loop
       continue when not concord_internal.is_below_floor(d);
       trouble := concord_internal.cut_leaf(d.leaf);
-      report := case when trouble is null then jsonb_insert(report, '{truncated,-1}', to_jsonb(d.leaf::text), true)
-                     else jsonb_insert(report, '{put_off,-1}', to_jsonb(trouble), true) end;
+      if trouble is null then
+        truncated := truncated || d.leaf::text;
+      else
+        put_off := put_off || trouble;
+      end if;
     end loop;
     u.watched := null;
     u.announced_by := null;
     foreach d in array array(select x from unnest(doomed) x where not concord_internal.is_below_floor(x)) loop
       perform concord_internal.raise_floor(d);
-      report := jsonb_insert(report, '{announced,-1}', to_jsonb(d.leaf::text), true);
+      announced := announced || d.leaf::text;
       u.announced_by := own;
     end loop;
   end if;
@@ -102,27 +107,29 @@ begin
     if planned is null or planned <= own::text::bigint then
       planned := own::text::bigint + least(10000, greatest(100, width / 10));
     end if;
-    done := null;
-    trouble := null;
+    trouble := 'make a leaf: there are enough, and none is empty';
     name := (select c.relname from concord_internal.leaves() f join pg_class c on c.oid = f.leaf
               where f.epoch is not null and concord_internal.leaf_is_empty(f.leaf)
                 and (f.epoch <> here or f.to_xid <= own) and concord_internal.range_is_closed(f.epoch, f.from_xid, f.to_xid)
               order by f.epoch, f.from_xid limit 1);
     if name is not null then
       trouble := concord_internal.rotate_leaf(name, here, planned, planned + width);
-      done := case when trouble is null then 'rotated' end;
+      if trouble is null then
+        rotated := rotated || name;
+      end if;
     end if;
-    if done is null and (select count(*) from concord_internal.leaves()) < most_leaves then
+    if trouble is not null and (select count(*) from concord_internal.leaves()) < most_leaves then
       name := (select 'deltas_' || min(k) from generate_series(1, most_leaves) k
                 where to_regclass('concord_internal.deltas_' || k) is null);
       trouble := concord_internal.make_leaf(name, here, planned, planned + width);
-      done := case when trouble is null then 'made' end;
+      if trouble is null then
+        made := made || name;
+      end if;
     end if;
-    if done is null then
-      report := jsonb_insert(report, '{put_off,-1}', to_jsonb(coalesce(trouble, 'make a leaf: there are enough, and none is empty')), true);
+    if trouble is not null then
+      put_off := put_off || trouble;
       exit;
     end if;
-    report := jsonb_insert(report, array[done, '-1'], to_jsonb(name), true);
     u.planned_xid := own;
     u.planned_at := clock_timestamp();
   end loop;
@@ -132,7 +139,8 @@ begin
       on conflict (only_one) do update set maintained_at = excluded.maintained_at, epoch = excluded.epoch,
          planned_xid = excluded.planned_xid, planned_at = excluded.planned_at, blanked_to = excluded.blanked_to,
          announced_by = excluded.announced_by, watched = excluded.watched;
-  return report;
+  return jsonb_build_object('pruned', pruned, 'announced', announced, 'truncated', truncated, 'made', made, 'rotated', rotated,
+                            'put_off', put_off);
 end
 $$;
 comment on function concord.maintain() is

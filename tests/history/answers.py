@@ -206,10 +206,14 @@ class Answer(Ground):
     def differences(self, notification: Mapping[str, Any], conflict: Conflict) -> list[str]:
         fixed = self.judge.fixed
         by = notification["writtenBy"]
+        fields = conflict.fields
+        if notification["changesTruncated"] and not fields:
+            # The look ends when every field conflicts; a whole-row change may lie beyond.
+            fields = tuple(notification["conflictingFields"])
         said: dict[str, tuple[object, object]] = {
             "conflictingFields": (
                 sorted(fixed(dict.fromkeys(notification["conflictingFields"]))),
-                sorted(fixed(dict.fromkeys(conflict.fields))),
+                sorted(fixed(dict.fromkeys(fields))),
             ),
             "deleted": (notification["deleted"], conflict.deleted),
             "writtenBy": (by and (by["kind"], by["id"]), conflict.by),

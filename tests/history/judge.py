@@ -59,9 +59,11 @@ class Judge:
         for row, image in reading.rows.items():
             at, _ = self.knowledge(reading).part(row)
             expected = self.audit.image(row, at)
-            # (A TRUNCATE empties the table for older snapshots too, once it has committed.)
-            emptied = image is None and any(
-                change.op == "truncate" for change in self.audit.chain(row)[at:]
+            # (A TRUNCATE empties the table for older snapshots too, once it has committed; also of
+            # what was deleted before it.)
+            whole = row[0], ""
+            emptied = image is None and bool(
+                self.audit.chain(whole)[self.knowledge(reading).part(whole)[0] :]
             )
             if not emptied and not self.agree(image, expected):
                 self.report.add("wrong_read", client, f"{row}: {image} instead of {expected}")

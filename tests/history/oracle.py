@@ -1,4 +1,4 @@
-"""What DESIGN says that a commit answers, as plain functions over plain data.
+"""What a commit has to answer (docs/guarantees.md), as plain functions over plain data.
 
 Shared by the history checker and the state machine. Knows nothing of tokens, logs or SQL: a row is
 the list of its changes, and which of them a reader had not seen is the caller's to say.

@@ -43,12 +43,6 @@ EXPECTED_OF_RAW = CONTENDED | {"23505", "23503", "42703"}
 GONE = (psycopg.OperationalError, psycopg.InterfaceError)
 
 
-def key_of(model: str, image: Image) -> str:
-    if model == "marks":
-        return mark_key(image["item"], image["tag"])
-    return str(image["id"])
-
-
 def mark_key(item: object, tag: str) -> str:
     """As jsonb writes it."""
     return f'{{"tag": "{tag}", "item": {item}}}'

@@ -58,7 +58,6 @@ CHANGES: dict[str, list[str]] = {
 REPEATS = 4
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGES)
 def test_columns_change_under_eight_guarded_writers(story: Story, change: str) -> None:
     """No lost update, no false alarm, never a guess: DDL leaves no gap and refuses no bystander."""

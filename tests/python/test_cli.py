@@ -14,9 +14,11 @@ from typing import Any
 import jsonschema
 import psycopg
 import pytest
+import typer
 
 import pyconcord
 from pyconcord import pack, schemas
+from pyconcord.cli.session import Session
 from tests.support import Database, OwnServer
 
 NOBODY_THERE = "postgresql://nobody@/nothing?host=/nonexistent"
@@ -336,6 +338,13 @@ def test_gives_up_in_the_end(slides: Database) -> None:
     assert "given up after 6 tries" in told
     error = json.loads(cli("track", "slides", slides.dsn(), "--json", exit=5).splitlines()[-1])
     assert error["error"]["code"] == "contended"
+
+
+def test_what_is_tried_once_does_not_speak_of_tries(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit) as end, Session(None).answering():
+        raise psycopg.errors.LockNotAvailable("canceling statement due to lock timeout")
+    assert end.value.exit_code == 5
+    assert capsys.readouterr().err == "pyconcord: canceling statement due to lock timeout\n"
 
 
 # --- what is wrong --------------------------------------------------------------------------------

@@ -144,6 +144,15 @@ def test_the_worked_conflict_runs(db: Database) -> None:
     assert lines(python.stdout) == lines(printed)
 
 
+def test_the_demos_table_is_as_the_demo_prints_it() -> None:
+    from pyconcord.demo.report import COLUMNS
+    from pyconcord.demo.ways import WAYS
+
+    text = section(README, "What the demo shows")
+    assert f"| | {' | '.join(COLUMNS)} |\n" in text
+    assert re.findall(r"^\| ([^|]+) \|", text, re.MULTILINE) == [*WAYS]
+
+
 def test_the_first_guarded_write_is_at_most_six_steps_away() -> None:
     steps = re.findall(r"^(\d+)\. ", section(README, "Into a database that exists"), re.MULTILINE)
     assert 1 <= len(steps) <= 6

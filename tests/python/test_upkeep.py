@@ -668,6 +668,10 @@ def test_what_is_left_of_a_dropped_table_goes(upkeep: Upkeep) -> None:
          and proname like 'model\\_1\\_%'"""
     assert upkeep.admin.execute(functions).fetchone() == (6,)
     upkeep.owner.execute("drop table slides")
+    shown = "select count(*) from concord.models"
+    assert upkeep.admin.execute(shown).fetchone() == (1,)
+    for login in ("owner", "app", "plain"):  # its name, its groups: whose they were nobody can tell
+        assert upkeep.db.connect(login).execute(shown).fetchone() == (0,), login
     assert upkeep.maintain()["pruned"]["models"] == 1
     assert upkeep.admin.execute(functions).fetchone() == (0,)
     assert upkeep.admin.execute("select count(*) from concord_internal.models").fetchone() == (0,)

@@ -1,5 +1,6 @@
 -- Of an extension's tables pg_dump carries the definition and leaves out the rows, unless they are marked. Outside CREATE
 -- and ALTER EXTENSION there is nothing to mark: the tables are ordinary then, and dumped with what is in them.
+-- Which are marked is said in 99_owner/20_dump.
 create function concord_internal.dump_with_data(rel regclass)
 returns void
 language plpgsql
@@ -13,4 +14,3 @@ end
 $$;
 
 select concord_internal.open_to('concord_internal.dump_with_data(regclass)');
-select concord_internal.dump_with_data('concord_internal.settings');
