@@ -120,6 +120,7 @@ begin
     execute format('drop function if exists %s()', concord_internal.trigger_function(gone.id, op));
   end loop;
   execute format('drop function if exists %s(concord_internal.plain_commit)', concord_internal.trigger_function(gone.id, 'plain'));
+  delete from concord_internal.openings o where o.thing = concord_internal.trigger_function(gone.id, 'plain') || '(concord_internal.plain_commit)';
 end
 $$;
 

@@ -184,6 +184,9 @@ $function$, name, m.named, m.signature, m.named,
       concord_internal.stable_text(format('t.%I', m.tenant_column), m.columns->(m.tenant_column::text)->>'t')) end,
     key, key_type, m.id, writes);
   perform concord_internal.open_to((name || '(concord_internal.plain_commit)')::regprocedure, 'concord_app');
+  if to_regrole('concord_app') is not null then
+    execute format('grant execute on function %s(concord_internal.plain_commit) to concord_app', name);
+  end if;
 end
 $$;
 
