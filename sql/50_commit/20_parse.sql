@@ -3,6 +3,10 @@
 --
 -- A note on style for the whole room: PL/pgSQL sets each expression up anew in each transaction, 1 to 2 µs apiece, and
 -- most commits hold one operation. So the path of such a commit has few statements, each of which does much.
+--
+-- And on search_path: an operator or function of somebody else's, in a schema of the caller's path, is taken before
+-- Postgres's own where its argument types fit more exactly. So a function that runs nothing of the user's pins the path. One
+-- that does only executes, under the caller's path, what a pinned one has written, with every name in full.
 create type concord_internal.operation as (
   n integer,                  -- position in the request, from 0
   type text,                  -- update, create, delete
@@ -35,19 +39,21 @@ create type concord_internal.request as (
   idempotency_key text, label text, want_rows boolean, only_changed boolean
 );
 
--- The position named by {"$operation": n}; null when this is no such reference.
+-- The position named by {"$operation": n}, -1 when there can be none of that number. Anything else, a string of that name or
+-- an object that holds more or something else, is data: null.
 create function concord_internal.reference(value jsonb)
 returns integer
 language sql
 immutable
 return case when jsonb_typeof(value) = 'object' and jsonb_typeof(value->'$operation') = 'number' and value - '$operation' = '{}'
-                 and value->>'$operation' ~ '^\d{1,5}$' then (value->>'$operation')::integer end;
+            then case when value->>'$operation' ~ '^\d{1,5}$' then (value->>'$operation')::integer else -1 end end;
 
 -- Only called when something is wrong; a subquery inside the checks themselves would make them slow.
 create function concord_internal.first_key(object jsonb)
 returns text
 language plpgsql
 immutable
+set search_path = pg_catalog, pg_temp
 as $$
 begin
   return (select min(k) from jsonb_object_keys(object) k);
@@ -59,9 +65,21 @@ create function concord_internal.bad_reference(data jsonb, n integer)
 returns text
 language plpgsql
 immutable
+set search_path = pg_catalog, pg_temp
 as $$
 begin
-  return (select min(d.key) from jsonb_each(data) d where d.value ? '$operation' and coalesce(concord_internal.reference(d.value), n) >= n);
+  return (select min(d.key) from jsonb_each(data) d where concord_internal.reference(d.value) not between 0 and n - 1);
+end
+$$;
+
+create function concord_internal.has_reference(data jsonb)
+returns boolean
+language plpgsql
+immutable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return exists (select from jsonb_each(data) d where concord_internal.reference(d.value) is not null);
 end
 $$;
 
@@ -70,6 +88,7 @@ create function concord_internal.top_problem(given jsonb)
 returns text
 language plpgsql
 immutable
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   known constant text[] := array['operations', 'reads', 'readAt', 'onStale', 'onlyChanged', 'returning', 'label', 'idempotencyKey'];
@@ -99,6 +118,7 @@ create function concord_internal.operation_problem(e jsonb, n integer, given jso
 returns text
 language plpgsql
 immutable
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   ref constant integer := concord_internal.reference(e->'id');
@@ -113,7 +133,7 @@ begin
     when jsonb_typeof(e->'model') is distinct from 'string' then '.model|the name of a model'
     when jsonb_typeof(e->'id') not in ('string', 'number', 'object', 'null') then '.id|a string, a number, or an object of key columns'
     when coalesce(e->'id', 'null') = 'null' and e->>'type' <> 'create' then '.id|which row'
-    when ref >= n or (ref is not null and (e->>'type' = 'create' or given->'operations'->ref->'model' <> e->'model'))
+    when ref not between 0 and n - 1 or (ref is not null and (e->>'type' = 'create' or given->'operations'->ref->'model' <> e->'model'))
       then '.id|$operation names an earlier operation on the same model'
     when e->>'type' <> 'delete' and jsonb_typeof(e->'data') not in ('object', 'null') then '.data|an object of columns and values'
     when e->>'type' = 'update' and coalesce(e->'data', '{}') in ('{}', 'null') then '.data|an object of columns and values, at least one'
@@ -133,6 +153,7 @@ create function concord_internal.premise_problem(e jsonb, given jsonb)
 returns text
 language plpgsql
 immutable
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   known constant text[] := case when e ? 'group' then array['group', 'readAt', 'onStale']
@@ -160,6 +181,7 @@ create function concord_internal.parse_request(given jsonb)
 returns concord_internal.request
 language plpgsql
 stable
+set search_path = pg_catalog, pg_temp
 set plan_cache_mode = force_generic_plan
 as $$
 declare
@@ -172,7 +194,8 @@ begin
              case when u.e->>'type' <> 'delete' then coalesce(nullif(u.e->'data', 'null'), '{}') end,
              case when jsonb_typeof(u.e->'data') = 'object' then array(select jsonb_object_keys(u.e->'data'))
                   when u.e->>'type' = 'create' then '{}'::text[] end,
-             strpos(u.e::text, '$operation') > 0,
+             case when strpos(u.e::text, '$operation') > 0 and jsonb_typeof(u.e->'data') = 'object'
+                  then concord_internal.has_reference(u.e->'data') else false end,
              coalesce(u.e->>'readAt', given->>'readAt'),
              coalesce(u.e->>'onStale', given->>'onStale'), nullif(u.e->'where', 'null'),
              given->'onlyChanged' = 'true' and u.e->>'type' = 'update', u.e->>'transactionId', null, null)::concord_internal.operation order by u.i),
@@ -210,6 +233,7 @@ $$;
 select concord_internal.open_to('concord_internal.reference(jsonb)', 'concord_app');
 select concord_internal.open_to('concord_internal.first_key(jsonb)', 'concord_app');
 select concord_internal.open_to('concord_internal.bad_reference(jsonb,integer)', 'concord_app');
+select concord_internal.open_to('concord_internal.has_reference(jsonb)', 'concord_app');
 select concord_internal.open_to('concord_internal.top_problem(jsonb)', 'concord_app');
 select concord_internal.open_to('concord_internal.operation_problem(jsonb,integer,jsonb)', 'concord_app');
 select concord_internal.open_to('concord_internal.premise_problem(jsonb,jsonb)', 'concord_app');

@@ -5,6 +5,22 @@
 -- before we end. A row that was not there when the lock statement began, or was deleted and re-created while it waited,
 -- comes back unlocked: so a plain look with a fresh snapshot follows wherever a target is missing, until it finds none.
 
+-- A commit runs under a search_path of Concord's own, where nobody can put an operator that fits a little better than
+-- Postgres's own. What touches the user's tables runs under the caller's: their triggers, and functions in their policies,
+-- find what they find in any statement of the caller. run_commit notes it; called by hand, a helper stays where it is.
+-- Texts that run there name their operators and functions in full.
+create function concord_internal.callers_path()
+returns text
+language plpgsql
+stable
+as $$
+begin
+  return case when pg_catalog.current_setting('search_path') operator(pg_catalog.<>) 'pg_catalog, pg_temp' then pg_catalog.current_setting('search_path')
+              when pg_catalog.current_setting('concord.path', true) operator(pg_catalog.<>) '' then pg_catalog.current_setting('concord.path')
+              else pg_catalog.current_setting('search_path') end;
+end
+$$;
+
 -- SQL that finds rows of m by canonical keys ($1 text[]), without its end. With a tenant column only the principal's: a
 -- row of another tenant is answered as one that is not there, also where no policy says so.
 create function concord_internal.rows_by_key(m concord_internal.models, what text, tenant text)
@@ -151,6 +167,7 @@ begin
 end
 $$;
 
+select concord_internal.open_to('concord_internal.callers_path()', 'public');
 select concord_internal.open_to('concord_internal.rows_by_key(concord_internal.models,text,text)', 'concord_app');
 select concord_internal.open_to('concord_internal.lock_rows(concord_internal.models,text[],text,text)', 'concord_app');
 select concord_internal.open_to('concord_internal.lock_keys(concord_internal.request,concord_internal.models[],text)', 'concord_app');

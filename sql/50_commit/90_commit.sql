@@ -33,6 +33,7 @@ begin
   if pg_catalog.array_to_string(pg_catalog.current_schemas(true), ',') operator(pg_catalog.!~) '^(pg_temp_[0-9]+,)?pg_catalog(,|$)' then
     return concord_internal.refusal('invalid_request', 'search_path', 'search_path lists pg_catalog behind another schema: leave it out, and it comes first');
   end if;
+  perform pg_catalog.set_config('concord.path', pg_catalog.current_setting('search_path'), true);
   -- shape
   if current_setting('transaction_isolation') <> 'read committed' then
     return concord_internal.refusal('invalid_request', 'isolation',
@@ -331,19 +332,6 @@ begin
 end
 $$;
 
--- A row id given as text: the key's text, or a JSON object of a composite key.
-create function concord_internal.canonical_id(m concord_internal.models, id text)
-returns text
-language plpgsql
-stable
-as $$
-begin
-  return concord_internal.canonical_key(m, to_jsonb(id));
-exception when data_exception or integrity_constraint_violation or undefined_object then
-  perform concord_internal.fail('invalid_request', 'id', sqlerrm);
-end
-$$;
-
 select concord_internal.open_to('concord_internal.run_commit(jsonb)', 'concord_app');
 select concord_internal.open_to('concord_internal.deletes_unlocked(concord_internal.request,concord_internal.models[])', 'concord_app');
 select concord_internal.open_to('concord_internal.deleted_unjudged(concord_internal.request,concord_internal.models[],text[],concord_internal.token[])', 'concord_app');
@@ -355,4 +343,3 @@ select concord_internal.open_to('concord.try_commit(jsonb)', 'concord_app');
 select concord_internal.open_to('concord.commit(jsonb)', 'concord_app');
 select concord_internal.open_to('concord.read(text,text)', 'concord_app');
 select concord_internal.open_to('concord_internal.readable_model(concord_internal.models)', 'concord_app');
-select concord_internal.open_to('concord_internal.canonical_id(concord_internal.models,text)', 'concord_app');

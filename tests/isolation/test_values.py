@@ -1,0 +1,202 @@
+"""What is written, compared and told of values, whatever their types and whatever the ids become."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from psycopg.types.json import Jsonb
+
+from tests.isolation.schedule import (
+    Story,
+    create,
+    delete,
+    fails,
+    refused,
+    request,
+    row,
+    update,
+)
+
+# --- references -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "value", ["$operation", ["$operation"], {"$operation": "x"}, {"$operation": 0, "and": 1}]
+)
+@pytest.mark.parametrize("model", ["texts", "documents"])
+def test_data_that_speaks_of_operations(story: Story, model: str, value: Any) -> None:
+    """Only an object of that one key and a number is a reference; everything else is data."""
+    story.tables(
+        "create table texts (id int primary key, v text);"
+        "create table documents (id int primary key, v jsonb);"
+        "insert into texts values (1); insert into documents values (1);"
+        "select concord.track('texts'); select concord.track('documents');"
+    )
+    ana = story.actor("ana")
+    receipt = ana.commit(request(update(model, 1, v=value), create(model, 2, v=value)))
+    assert receipt["applied"] == 2
+    for (stored,) in ana.run(f"select v from {model}"):
+        as_text = model == "texts" and not isinstance(value, str)
+        assert (json.loads(stored) if as_text else stored) == value
+    if model == "documents":
+        found = update(model, 1, {"where": {"v": {"$operation": "x"}}}, v=1)
+        if value == {"$operation": "x"}:
+            ana.commit(request(found))
+        else:
+            with refused("precondition_failed"):
+                ana.commit(request(found))
+        # In "where" there are no references at all.
+        ana.commit(request(update(model, 2, v={"x": {"$operation": 7}})))
+        ana.commit(
+            request(update(model, 2, {"where": {"v": {"x": {"$operation": 7}}}}, v="deeper"))
+        )
+
+
+@pytest.mark.parametrize("number", [1, 2, -1, 1.5, 1e300, 10**40])
+def test_references_to_nothing(deck: Story, number: float) -> None:
+    """To itself, to a later one, to no place at all: by path, before anything is written."""
+    ana = deck.actor("ana")
+    here = {"$operation": number}
+    for wrong, param in (
+        (create("slides", 9, title=here), "operations[1].data.title"),
+        (update("slides", 2, title=here), "operations[1].data.title"),
+        ({**update("slides", 2, title="x"), "id": here}, "operations[1].id"),
+        ({**delete("slides", 2), "id": here}, "operations[1].id"),
+    ):
+        ask = Jsonb(request(update("slides", 1, title="x"), wrong))
+        with refused("invalid_request", param):
+            ana.run("select concord.commit(%s)", ask)
+    assert deck.value("select title from slides where id = 1") == "one"
+
+
+# --- what a type refuses --------------------------------------------------------------------------
+
+REFUSING = """
+create domain even as int check (value % 2 = 0);
+create domain given as text not null;
+create function says_no(text) returns boolean language plpgsql as $$
+begin
+  if $1 = 'bad' then raise sqlstate 'ZZ123' using message = 'no'; end if;
+  return true;
+end $$;
+create domain picky as text check (says_no(value));
+create type mood as enum ('calm', 'cross');
+create table refusing (id int primary key, tq tsquery, jp jsonpath, tv tsvector, rt regtype,
+  rc regclass, rp regproc, e even, g given default '', p picky, m mood, x xml, i int, f float8, u uuid,
+  es even[], inet inet, r int4range, l pg_lsn, vc varchar(3), t text);
+insert into refusing (id) values (1);
+create table by_even (id even primary key, t text);
+create table by_picky (a picky, b int, t text, primary key (a, b));
+select concord.track('refusing'); select concord.track('by_even'); select concord.track('by_picky');
+"""
+
+BAD = {
+    "tq": "a &",
+    "jp": "$..[",
+    "tv": "'a",
+    "rt": "foo bar baz (",
+    "rc": "a.b.c.d",
+    "rp": "max",
+    "e": 3,
+    "g": None,
+    "p": "bad",
+    "m": "merry",
+    "x": "<a",
+    "i": "one",
+    "f": "1e400",
+    "u": "x",
+    "es": [2, 3],
+    "inet": "x",
+    "r": "[2,1]",
+    "l": "zz",
+    "vc": "long",
+}
+
+
+@pytest.mark.parametrize("column", BAD)
+def test_a_value_that_its_type_refuses(story: Story, column: str) -> None:
+    """Whatever class of error the type chooses: invalid_request, by path."""
+    story.tables(REFUSING)
+    ana = story.actor("ana")
+    value = {"t": "fine", column: BAD[column]}
+    path = f"operations[1].data.{column}"
+    with refused("invalid_request", path):
+        ana.commit(request(update("refusing", 1, t="x"), update("refusing", 1, **value)))
+    with refused("invalid_request", path):
+        ana.commit(request(update("refusing", 1, t="x"), create("refusing", 2, **value)))
+    if BAD[column] is not None:
+        with refused("invalid_request", f"operations[0].where.{column}"):
+            ana.commit(request(update("refusing", 1, {"where": value}, t="x")))
+    assert story.value("select t from refusing where id = 1") is None
+
+
+def test_an_id_that_its_type_refuses(story: Story) -> None:
+    """In operations, premises and reads."""
+    story.tables(REFUSING)
+    ana = story.actor("ana")
+    for model, id in (
+        ("by_even", "3"),
+        ("by_picky", {"a": "bad", "b": 1}),
+        ("by_picky", {"a": "x"}),
+        ("by_picky", {"a": None, "b": 1}),
+        ("refusing", "9999999999"),
+        ("refusing", "NaN"),
+    ):
+        with refused("invalid_request", "operations[0].id"):
+            ana.commit(request(update(model, id, t="x")))
+        ask = request(update("refusing", 1, t="x"), reads=[row(model, id)], read_at=ana.capture())
+        with refused("invalid_request", "reads[0].id"):
+            ana.commit(ask)
+        for asked in ("select concord.read(%s, %s)", "select concord.history(%s, %s)"):
+            with refused("invalid_request", "id"):
+                ana.run(asked, model, json.dumps(id) if isinstance(id, dict) else id)
+
+
+def test_what_no_type_refused_passes(story: Story) -> None:
+    """Contention is Postgres's own, also when it comes to light while values are tried."""
+    story.tables(
+        """
+        create table busy (id int primary key);
+        create function waits(text) returns boolean language plpgsql as $$
+        begin lock table busy in access exclusive mode nowait; return true; end $$;
+        create domain waiting as text check (waits(value));
+        create table things (id int primary key, w waiting);
+        insert into things values (1, null);
+        select concord.track('things');
+        """
+    )
+    story.admin().run("grant all on busy to app")
+    ana, other = story.actor("ana"), story.raw()
+    other.run("begin; lock table busy in access share mode")
+    with fails("55P03"):
+        ana.commit(request(update("things", 1, w="x")))
+    other.run("commit")
+    assert ana.commit(request(update("things", 1, w="x")))["applied"] == 1
+
+
+# --- what is too much -----------------------------------------------------------------------------
+
+
+def test_requests_beyond_measure(deck: Story) -> None:
+    """Deep, long or out of range: a clear answer, and the session goes on."""
+    ana = deck.actor("ana")
+    deep: Any = "x"
+    for _ in range(900):
+        deep = [deep]
+    ana.commit(request(update("slides", 1, title=deep)))
+    with refused("invalid_request", "operations"):
+        ana.run(
+            "select concord.commit(jsonb_build_object('operations',"
+            " (select jsonb_agg(n) from generate_series(1, 1000000) n)))"
+        )
+    with refused("invalid_request", "operations[0]"):
+        ana.run("select concord.commit('{\"operations\": [1]}')")
+    with fails("54001"):
+        ana.run("select concord.commit(repeat('[', 100000)::jsonb)")
+    for number in ("1e400", "-1e400", "NaN", "Infinity", "1e-400"):
+        with refused("invalid_request", "operations[0].id"):
+            ana.commit(request(update("slides", number, title="x")))
+    ana.commit(request(update("slides", 1, title=10**400)))
+    assert ana.commit(request(update("slides", 1, title="fine")))["applied"] == 1
