@@ -22,23 +22,24 @@ from tests.isolation.schedule import Session, Story, fails, request, update
 
 # Work out something from their arguments, and look at nothing. The server makes sure: IMMUTABLE.
 COMPUTE = """
-any_value_columns bad_reference error_codes first_key first_use format_token group_lock
-has_reference has_seen held_entries id_in_data idempotency_lock intersect_tokens json_expression
-json_object_expression key_data key_expression key_object key_statement kind_name most_locks
-notification operation_problem own_entries premise_problem record_of reference retyped row_lock
-rows_by_key simple_key snapshot_without stable_text tenant_lock top_problem trigger_function
-try_statement with_ids
+any_value_columns bad_reference beside_statement error_codes first_key first_use format_token
+group_lock has_reference has_seen held_entries id_in_data idempotency_lock intersect_tokens
+json_expression json_object_expression key_data key_expression key_object key_statement kind_name
+most_locks notification operation_problem own_entries premise_problem record_of reference retyped
+row_lock rows_by_key same_json simple_key snapshot_without stable_text tenant_lock top_problem
+trigger_function try_statement typed_statement unequal_statement with_ids without
 """
 
 # Run with the caller's own rights.
 INVOKE = """
-add_triggers answer caller callers_path canonical_id canonical_key columns_of contradiction
-deleted_unjudged deletes_unlocked demand_owner extend_token fail first_bad_value first_missing
-group_expression judge_request judge_token judge_tokens key_columns_of live_model live_models
-lock_keys lock_request lock_rows lock_table lock_targets may_find moved_places observed_now
-parse_request raise_refusal readable_fields readable_model refresh_model refusal relations_of
-relations_without_triggers resolve_request row_matches row_values run_commit run_plain signature
-signature_when_planned try_values typed_values unknown_column write_request write_rows
+add_triggers answer caller callers_path canonical_id canonical_key columns_of comparable_fields
+contradiction deleted_unjudged deletes_unlocked demand_owner equality_of extend_token fail
+first_bad_value first_missing group_expression judge_request judge_token judge_tokens
+key_columns_of live_model live_models lock_keys lock_request lock_rows lock_table lock_targets
+match_expression match_statement may_find moved_places observed_now parse_request raise_refusal
+readable_fields readable_model refresh_model refusal relations_of relations_without_triggers
+resolve_request row_matches row_values run_commit run_plain signature signature_when_planned
+try_values typed_values unequal_fields unknown_column values_statement write_request write_rows
 """
 
 # Run with Concord's rights, and read.
