@@ -27,7 +27,7 @@ group_lock has_reference has_seen held_entries id_in_data idempotency_lock inter
 json_expression json_object_expression key_data key_expression key_object key_statement kind_name
 most_locks notification operation_problem own_entries premise_problem record_of reference retyped
 row_lock rows_by_key same_json simple_key snapshot_without stable_text tenant_lock top_problem
-trigger_function try_statement typed_statement unequal_statement with_ids without
+trigger_function try_statement typed_statement unequal_statement with_ids without write_statement
 """
 
 # Run with the caller's own rights.
@@ -38,8 +38,9 @@ first_bad_value first_missing group_expression judge_request judge_token judge_t
 key_columns_of live_model live_models lock_keys lock_request lock_rows lock_table lock_targets
 match_expression match_statement may_find moved_places observed_now parse_request raise_refusal
 readable_fields readable_model refresh_model refusal relations_of relations_without_triggers
-resolve_request row_matches row_values run_commit run_plain signature signature_when_planned
-try_values typed_values unequal_fields unknown_column values_statement write_request write_rows
+resolve_request rewrites_rows row_matches row_values run_commit run_plain run_write signature
+signature_when_planned try_values typed_values unequal_fields unknown_column values_statement
+write_request write_rows
 """
 
 # Run with Concord's rights, and read.

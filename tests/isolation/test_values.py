@@ -9,6 +9,7 @@ import pytest
 from psycopg.types.json import Jsonb
 
 from tests.isolation.schedule import (
+    Receipt,
     Session,
     Story,
     create,
@@ -307,6 +308,167 @@ def test_where_meets_json_that_jsonb_refuses(story: Story) -> None:
         story.admin().run("update odd set js = %s where id = 1", poison)
         with refused("precondition_failed"):
             ana.commit(request(update("odd", 1, {"where": {"js": {"a": 1}}}, t="")))
+
+
+# --- ids ------------------------------------------------------------------------------------------
+
+KEYS = """
+create table things (id int primary key, t text, r jsonb);
+create table parts (a int, b text, t text, primary key (a, b));
+insert into things values (1, 'one'), (2, 'two');
+insert into parts values (1, 'x', 'one');
+select concord.track('things'); select concord.track('parts');
+"""
+
+
+def told(receipt: Receipt) -> list[tuple[str | None, Any]]:
+    return [(o.get("id"), (o.get("data") or {}).get("t")) for o in receipt["operations"]]
+
+
+def test_a_key_that_changes(story: Story) -> None:
+    """The receipt tells the id that the row has afterwards, and later operations follow it."""
+    story.tables(KEYS)
+    ana = story.actor("ana")
+    receipt = ana.commit(request(update("things", 1, id=7, t="moved"), returning=True))
+    assert told(receipt) == [("7", "moved")]
+    receipt = ana.commit(
+        request(
+            update("parts", {"a": 1, "b": "x"}, b="y"),
+            {**update("parts", 0, t="followed"), "id": {"$operation": 0}},
+            returning=True,
+        )
+    )
+    assert told(receipt) == [('{"a": 1, "b": "y"}', "followed")] * 2
+    # Several rows in one statement; who wrote a row before it moved hears where it is.
+    receipt = ana.commit(
+        request(
+            update("things", 2, t="first"),
+            update("things", 2, id=12),
+            update("things", 7, id=17),
+            create("things", 20, r={"$operation": 0}),
+            returning=True,
+        )
+    )
+    assert told(receipt) == [("12", "first"), ("12", "first"), ("17", "moved"), ("20", None)]
+    assert story.value("select r from things where id = 20") == "12"
+
+
+TRIGGER = """
+create function shift() returns trigger language plpgsql as
+$$ begin new.id := new.id + 100; return new; end $$;
+create trigger shift before insert on things for each row execute function shift();
+"""
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_a_trigger_that_changes_the_key(story: Story, many: bool) -> None:
+    story.tables(KEYS + TRIGGER)
+    ana = story.actor("ana")
+    asked = [create("things", 5 + n, t=f"t{n}") for n in range(3 if many else 1)]
+    last = {**update("things", 0, t="later"), "id": {"$operation": 0}}
+    receipt = ana.commit(request(*asked, last, returning=True))
+    ids = [str(105 + n) for n in range(len(asked))]
+    assert [o["id"] for o in receipt["operations"]] == [*ids, "105"]
+    assert told(receipt)[0] == ("105", "later")
+    assert told(receipt)[-1] == ("105", "later")
+    assert told(receipt)[1:-1] == [("106", "t1"), ("107", "t2")][: len(asked) - 1]
+
+
+def test_an_id_and_data_that_differ(story: Story) -> None:
+    """Neither is dropped in silence."""
+    story.tables(KEYS)
+    ana = story.actor("ana")
+    for data in ({"id": 9}, {"id": None}, {"id": {"$operation": 0}}, {"id": "x"}):
+        with refused("invalid_request", "operations[1].data.id"):
+            ana.commit(request(create("things", 6), create("things", 8, **data)))
+    with refused("invalid_request", "operations[0].data.b"):
+        ana.commit(request(create("parts", {"a": 8, "b": "x"}, a=8, b="y")))
+    assert ana.commit(request(create("things", 8, id=8, t="x")))["applied"] == 1
+    receipt = ana.commit(request(create("parts", {"a": 8, "b": "x"}, a="8", b="x")))
+    assert told(receipt) == [('{"a": 8, "b": "x"}', None)]
+
+
+def test_an_id_that_stands_in_data(story: Story) -> None:
+    """It is the id: of a row that is there already, too, and for later operations of the batch."""
+    story.tables(KEYS)
+    ana = story.actor("ana")
+
+    def bare(model: str, **data: Any) -> Any:
+        return {"type": "create", "model": model, "data": data}
+
+    for wrong in (
+        bare("things", id=1, t="mine"),
+        bare("things", id="1"),
+        bare("parts", a=1, b="x"),
+    ):
+        with refused("already_exists", "operations[0].id"):
+            ana.commit(request(wrong))
+    for bad in (bare("things", id="one"), bare("things", id=[1]), bare("things", id=1e20)):
+        with refused("invalid_request", "operations[0].data.id"):
+            ana.commit(request(bad))
+    with refused("already_exists", "operations[1].id"):
+        ana.commit(request(bare("things", id=5), bare("things", id=5)))
+    receipt = ana.commit(
+        request(bare("things", id=5, t="x"), update("things", 5, t="y"), bare("parts", a=2, b="z"))
+    )
+    assert [o["id"] for o in receipt["operations"]] == ["5", "5", '{"a": 2, "b": "z"}']
+    # Part of a key, or none of it, is no id: the column's default or its constraint decides.
+    with fails("23502"):
+        ana.commit(request(bare("parts", a=3)))
+    with fails("23502"):
+        ana.commit(request(bare("things", id=None)))
+
+
+# --- who may insert and not look ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ["id", "default"])
+def test_who_may_only_insert(story: Story, key: str) -> None:
+    """The caller's own rights: what a plain INSERT may do, a commit may."""
+    story.tables(
+        "create table drops (id int primary key generated by default as identity, t text);"
+        "create table other (id int primary key, v int); insert into other values (1, 1);"
+        "select concord.track('drops'); select concord.track('other');"
+    )
+    story.raw().run("revoke all on drops from app; grant insert on drops to app")
+    ana = story.actor("ana")
+    ana.run("insert into drops values (7, 'plain')")
+    if key == "id":
+        receipt = ana.commit(request(create("drops", 8, t="x"), create("drops", 9, t="x")))
+        assert [o["id"] for o in receipt["operations"]] == ["8", "9"]
+        with fails("23505"):
+            ana.commit(request(create("drops", 7, t="x")))
+    else:
+        bare = {"type": "create", "model": "drops", "data": {"t": "x"}}
+        receipt = ana.commit(request(bare))
+        assert "id" not in receipt["operations"][0]
+        with refused("forbidden", "operations[1].data"):
+            ana.commit(request(bare, update("other", 1, v={"$operation": 0})))
+    assert story.value("select count(*) from drops") == (3 if key == "id" else 2)
+    with fails("42501"):
+        ana.commit(request(create("drops", 10, t="x"), returning=True))
+    token = ana.capture()
+    with refused("forbidden", "reads[0].model"):
+        ana.commit(request(update("other", 1, v=2), reads=[row("drops", 7)], read_at=token))
+
+
+@pytest.mark.parametrize("trigger", [False, True])
+def test_who_may_insert_what_nobody_sees(story: Story, trigger: bool) -> None:
+    """A policy that shows less than it lets in is no reason to refuse an id that is given."""
+    story.tables(
+        KEYS
+        + (TRIGGER if trigger else "")
+        + """
+        alter table things enable row level security;
+        create policy c on things for insert with check (true);
+        create policy r on things for select using (t = 'seen');
+        """
+    )
+    ana = story.actor("ana")
+    receipt = ana.commit(request(create("things", 5, t="unseen"), create("things", 6, t="unseen")))
+    assert receipt["applied"] == 2
+    receipt = ana.commit(request(create("things", 8, t="seen"), returning=True))
+    assert told(receipt) == [("108" if trigger else "8", "seen")]
 
 
 # --- what is too much -----------------------------------------------------------------------------
