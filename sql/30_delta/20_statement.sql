@@ -45,13 +45,16 @@ $$;
 
 -- A value as JSON text. A type outside pg_catalog (an array of one, too) is taken by its output function alone: to_json
 -- would run a cast to json that its owner wrote, with the rights of whoever evaluates this. (num_nulls and not IS NULL:
--- a composite of nulls is not null itself.)
+-- a composite of nulls is not null itself.) What names an object, a regclass for one, is taken as the object's oid: its
+-- text follows the search_path, and the object's name. It reads back as the same value.
 create function concord_internal.json_expression(expression text, def jsonb)
 returns text
 language sql
 immutable
-return case when (def->'foreign') is null then format('coalesce(to_json(%s)::text, ''null'')', expression)
-            else format('case when num_nulls(%1$s) = 1 then ''null'' else to_json(format(''%%s'', %1$s))::text end', expression) end;
+return case when def->>'t' ~ '^reg(class|collation|config|dictionary|namespace|oper|operator|proc|procedure|role|type)(\[\])?$'
+              then format('coalesce(pg_catalog.to_json(%s::oid%2$s::text%2$s)::text, ''null'')', expression, substring(def->>'t', '\[\]'))
+            when (def->'foreign') is null then format('coalesce(pg_catalog.to_json(%s)::text, ''null'')', expression)
+            else format('case when pg_catalog.num_nulls(%1$s) operator(pg_catalog.=) 1 then ''null'' else pg_catalog.to_json(pg_catalog.format(''%%s'', %1$s))::text end', expression) end;
 
 -- 'deck:{deck_id}' as an SQL expression over `alias`; null columns give a null group.
 create function concord_internal.group_expression(template text, columns jsonb, alias text)

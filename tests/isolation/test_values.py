@@ -471,6 +471,44 @@ def test_who_may_insert_what_nobody_sees(story: Story, trigger: bool) -> None:
     assert told(receipt) == [("108" if trigger else "8", "seen")]
 
 
+# --- names of objects -----------------------------------------------------------------------------
+
+
+def test_what_names_an_object(story: Story) -> None:
+    """The text of a regclass follows the search_path: the log, answers and proposals agree."""
+    story.admin().run(
+        "create schema elsewhere; create table elsewhere.target ();"
+        "grant usage on schema elsewhere to app, owner"
+    )
+    story.tables(
+        """
+        create table refs (id int primary key, c regclass, cs regclass[], p regproc, n int);
+        insert into refs values (1, 'elsewhere.target', '{elsewhere.target}', 'now', 1);
+        select concord.track('refs');
+        """
+    )
+    ana, bob = story.actor("ana"), story.actor("bob")
+    ana.run("set search_path = public, elsewhere")
+    first = ana.read("refs", 1)
+    assert first["data"] == bob.read("refs", 1)["data"]
+    story.psql("update refs set c = 'refs', cs = '{refs}', p = 'clock_timestamp'")
+    (change,) = story.history("refs", 1)
+    assert change["before"] == {k: first["data"][k] for k in ("c", "cs", "p")}
+    # What was read can be written, as can a name.
+    with refused("stale_context") as refusal:
+        ana.commit(request(update("refs", 1, c="target"), read_at=first["readAt"]))
+    assert refusal.notification["baseValues"] == {"c": first["data"]["c"]}
+    echoed = {k: first["data"][k] for k in ("c", "cs", "p")}
+    receipt = ana.commit(
+        request(update("refs", 1, **echoed, n=2), read_at=first["readAt"], onlyChanged=True)
+    )
+    assert receipt["applied"] == 1
+    assert ana.one("select c = 'refs'::regclass and n = 2 from refs")
+    ana.commit(request(update("refs", 1, c="target")))
+    bob.commit(request(update("refs", 1, {"where": {"c": "elsewhere.target"}}, **echoed)))
+    assert ana.read("refs", 1)["data"] == {**first["data"], "n": 2}
+
+
 # --- what is too much -----------------------------------------------------------------------------
 
 
