@@ -605,9 +605,16 @@ def test_an_operator_in_the_search_path(prey: Story, workshop: Session) -> None:
             "select concord.try_commit(%s)",
             Jsonb(request(update("slides", 2, keys, title="mine"), label="guarded")),
         )
-        assert answer["status"] in ("confirmed", "rejected")
-    workshop.run("reset search_path")
-    assert {link[1:] for link in links(prey)} <= {(None, None)}
+        assert answer["status"] == "rejected"
+        assert answer["error"]["code"] == "invalid_request"
+        assert answer["error"]["param"] == "search_path"
+    assert prey.value("select title from slides where id = 1") == "ana's"  # it was never asked
+    workshop.run("set search_path = workshop, public")  # pg_catalog comes first then
+    receipt = workshop.one(
+        "select concord.commit(%s)", Jsonb(request(update("slides", 2, title="mine")))
+    )
+    assert receipt["applied"] == 1
+    assert links(prey) == []
 
 
 # --- whose receipt, whose key ---------------------------------------------------------------------
