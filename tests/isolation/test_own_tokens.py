@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.isolation.schedule import Story, absent, create, delete, group, refused, request, update
 
 
@@ -125,6 +127,24 @@ def test_capture_before_a_savepoint_is_taken_back(deck: Story) -> None:
     ana.run("commit")
     with refused("stale_context"):
         ana.commit(request(update("slides", 1, title="next"), read_at=token))
+
+
+HIDDEN = pytest.mark.xfail(strict=True, reason="plain_moved looks at the newest change alone")
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("way", [pytest.param("plain", marks=HIDDEN), "long"], indirect=True)
+@pytest.mark.parametrize("whose", ["own", "somebody else's"])
+def test_an_own_write_over_an_unseen_change(deck: Story, whose: str) -> None:
+    """No lost update: that the newest change is one's own says nothing of the one before it."""
+    ana, bo = deck.actor("ana"), deck.actor("bo")
+    ana.run("begin; update notes set text = 'x' where id = 1")
+    deck.psql("update notes set text = 'theirs' where id = 2")
+    token = (ana if whose == "own" else bo).capture()  # ana's id is below its xmax
+    deck.psql("update slides set title = 'theirs' where id = 1")
+    ana.run("update slides set body = 'mine' where id = 1")
+    with refused("stale_context"):
+        ana.commit(request(update("slides", 1, title="mine"), read_at=token))
 
 
 def test_two_commits_in_one_transaction(deck: Story) -> None:
