@@ -59,7 +59,7 @@ create view concord.settings as
 comment on view concord.settings is
   'What concord.configure() can change: each key with the value in force, its default, and what it means.';
 
-select concord_internal.open_to('concord_internal.known_settings()', 'public');
+select concord_internal.open_to('concord_internal.known_settings()');
 select concord_internal.open_to('concord_internal.setting(text)', 'public');
 select concord_internal.open_to('concord_internal.settings_shown()', 'public');
 select concord_internal.open_view_to('concord.settings', 'public');

@@ -212,8 +212,8 @@ end
 $$;
 
 select concord_internal.open_to('concord_internal.define_model(regclass,text,name,text,text[],name[],name[],text,jsonb)', 'public');
-select concord_internal.open_to('concord_internal.usable_as_key(oid,name,jsonb)', 'public');
-select concord_internal.open_to('concord_internal.answers_differently(concord_internal.models,concord_internal.models)', 'public');
+select concord_internal.open_to('concord_internal.usable_as_key(oid,name,jsonb)');
+select concord_internal.open_to('concord_internal.answers_differently(concord_internal.models,concord_internal.models)');
 select concord_internal.open_to('concord_internal.retyped(jsonb,jsonb)', 'public');
 select concord_internal.open_to('concord_internal.lend_trigger_functions(integer)');
 select concord_internal.open_to('concord_internal.seal_model(regclass)', 'public');

@@ -263,7 +263,7 @@ as $$
    where live ? f::text or renamed.c is not null
 $$;
 
-select concord_internal.open_to('concord_internal.live_names(name[],jsonb,jsonb)', 'public');
+select concord_internal.open_to('concord_internal.live_names(name[],jsonb,jsonb)');
 select concord_internal.open_to('concord_internal.lock_table(regclass)', 'public');
 select concord_internal.open_to('concord.track(regclass,text,name,text,text[],name[],name[],text,jsonb)', 'public');
 select concord_internal.open_to('concord.untrack(regclass)', 'public');

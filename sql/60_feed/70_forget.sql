@@ -73,7 +73,8 @@ Owner of the table only. Errors: model_unknown, forbidden, invalid_request (para
 select concord_internal.open_to('concord_internal.forget_row(integer,text)', 'public');
 select concord_internal.open_to('concord_internal.demand_owned_model(text)', 'public');
 select concord_internal.open_to('concord.forget(text,text)', 'public');
--- An owner need be no member of concord_app to have its ids read.
+-- Opened to concord_app where they are made (50_commit), and here to everybody: an owner who forgets a row of its own need be
+-- no member of concord_app to have its ids read.
 select concord_internal.open_to('concord_internal.readable_model(concord_internal.models)', 'public');
 select concord_internal.open_to('concord_internal.record_of(concord_internal.models,text[])', 'public');
 select concord_internal.open_to('concord_internal.canonical_key(concord_internal.models,jsonb)', 'public');

@@ -22,9 +22,9 @@ from tests.isolation.schedule import Session, Story, fails, request, update
 
 # Work out something from their arguments, and look at nothing. The server makes sure: IMMUTABLE.
 COMPUTE = """
-answers_differently any_value_columns bad_reference error_codes first_key first_use format_token
+any_value_columns bad_reference error_codes first_key first_use format_token
 group_lock has_seen held_entries idempotency_lock intersect_tokens json_expression
-json_object_expression key_data key_expression kind_name known_settings live_names most_locks
+json_object_expression key_data key_expression kind_name most_locks
 notification operation_problem own_entries premise_problem record_of reference retyped row_lock
 rows_by_key snapshot_without stable_text tenant_lock top_problem trigger_function with_ids
 """
@@ -37,7 +37,7 @@ judge_token judge_tokens key_columns_of live_model live_models lock_keys lock_re
 lock_table lock_targets moved_places observed_now parse_request raise_refusal readable_fields
 readable_model refresh_model refusal relations_of relations_without_triggers resolve_request
 row_matches row_values run_commit run_plain signature try_values typed_values unknown_column
-usable_as_key write_request write_rows
+write_request write_rows
 """
 
 # Run with Concord's rights, and read.
