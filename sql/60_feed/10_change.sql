@@ -25,6 +25,7 @@ concord.commit(). next_token: where changes() goes on after this one; null in hi
 
 -- Finds deltas by when they were logged: by transaction where a page of the feed begins, by number inside it. Half a byte
 -- for each delta, since it notes only the span of each 256 kB; a btree would cost 22. (xid8 has no BRIN class, and
--- bigint holds every id that the server can reach.)
+-- bigint holds every id that the server can reach.) On deltas_default, whose indexes every leaf copies; it stands here and not
+-- with the others since nobody but the feed looks anything up in it.
 create index deltas_feed on concord_internal.deltas_default using brin ((xid::text::bigint), seq)
   with (pages_per_range = 32, autosummarize = on);

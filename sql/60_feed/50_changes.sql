@@ -100,7 +100,6 @@ declare
   shown integer := 0;
   sights concord_internal.sight[] := '{}';
   sighted integer[] := '{}';
-  s concord_internal.sight;
   row_found record;
   d concord_internal.deltas;
   found bigint;
