@@ -111,6 +111,16 @@ return case
   else format('format(''%%s'', %s)', expression)
 end;
 
+-- The columns that group templates name.
+create function concord_internal.template_columns(templates text[])
+returns setof text
+language sql
+immutable
+as $$
+  select c[1] from unnest(templates) t, regexp_matches(t, '\{([^}]*)\}', 'g') c
+$$;
+
+select concord_internal.open_to('concord_internal.template_columns(text[])');
 select concord_internal.open_to('concord_internal.signature(oid)', 'public');
 select concord_internal.open_to('concord_internal.columns_of(oid)', 'public');
 select concord_internal.open_to('concord_internal.any_value_columns(jsonb)', 'public');

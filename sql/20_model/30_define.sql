@@ -1,5 +1,5 @@
 -- The definer's half of track: everything that is wrong is said here, by parameter; the row in models is written here.
--- Returns {"id", "fresh"}; the caller's half makes the triggers with the table owner's own rights.
+-- Returns the model; the caller's half makes the triggers with the table owner's own rights.
 create function concord_internal.define_model(rel regclass, name text, tenant_column name, tenant text, groups text[],
   ignore_fields name[], secret_fields name[], detail text, on_stale jsonb)
 returns concord_internal.models
@@ -71,7 +71,7 @@ begin
     perform concord_internal.fail('invalid_request', 'tenant_column', format('no column %I', tenant_column));
   end if;
   for bad in select f from unnest(ignore_fields) f where f is null or not columns ? f::text
-                or f = any (keys) or f = tenant_column or exists (select from unnest(groups) g where strpos(g, '{' || f || '}') > 0) loop
+                or f = any (keys) or f = tenant_column or f in (select concord_internal.template_columns(groups)) loop
     perform concord_internal.fail('invalid_request', 'ignore_fields',
       format('%s is not a column, or belongs to the key, the tenant or a group', coalesce(quote_ident(bad), 'null')));
   end loop;
@@ -79,7 +79,7 @@ begin
     perform concord_internal.fail('invalid_request', 'secret_fields', format('no column %s', coalesce(quote_ident(bad), 'null')));
   end loop;
   for bad in select g from unnest(groups) g where g is null or g !~ '^[^:{}]+:([^{}]|\{[^{}]+\})+$'
-                or exists (select from regexp_matches(g, '\{([^}]*)\}', 'g') c where not columns ? c[1] or columns->c[1]->>'g' = 'v') loop
+                or exists (select from concord_internal.template_columns(array[g]) c where not columns ? c or columns->c->>'g' = 'v') loop
     perform concord_internal.fail('invalid_request', 'groups',
       format('%s is not a template like deck:{deck_id} over columns of the table', coalesce(quote_literal(bad), 'null')));
   end loop;
@@ -113,12 +113,8 @@ begin
       perform concord_internal.move_group_horizon(was.tenant, was.groups);
     end if;
   end if;
-  if was.id is null then
-    insert into concord_internal.models select m.*;
-  else
-    delete from concord_internal.models o where o.id = was.id;
-    insert into concord_internal.models select m.*;
-  end if;
+  delete from concord_internal.models o where o.id = was.id;
+  insert into concord_internal.models select m.*;
   perform concord_internal.make_trigger_functions(m);
   perform concord_internal.lend_trigger_functions(m.id);
   return m;

@@ -81,10 +81,40 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   gone concord_internal.models;
-  op text;
 begin
   perform concord_internal.demand_owner(rel);
   delete from concord_internal.models m where m.rel = forget_model.rel returning * into gone;
+  perform concord_internal.clear_away(gone);
+end
+$$;
+
+-- Models whose table was dropped. Their triggers went with it.
+create function concord_internal.prune_models()
+returns bigint
+language plpgsql
+as $$
+declare
+  gone concord_internal.models;
+  pruned bigint := 0;
+begin
+  for gone in
+    delete from concord_internal.models m where not exists (select from pg_class c where c.oid = m.rel) returning m.*
+  loop
+    perform concord_internal.clear_away(gone);
+    pruned := pruned + 1;
+  end loop;
+  return pruned;
+end
+$$;
+
+-- What else there was of a model. A group premise may rest on rows that went: the group's horizon tells.
+create function concord_internal.clear_away(gone concord_internal.models)
+returns void
+language plpgsql
+as $$
+declare
+  op text;
+begin
   perform concord_internal.move_group_horizon(gone.tenant, gone.groups);
   foreach op in array array['insert', 'update', 'delete', 'truncate'] loop
     execute format('drop function if exists %s()', concord_internal.trigger_function(gone.id, op));
@@ -263,7 +293,6 @@ as $$
    where live ? f::text or renamed.c is not null
 $$;
 
-select concord_internal.open_to('concord_internal.live_names(name[],jsonb,jsonb)');
 select concord_internal.open_to('concord_internal.lock_table(regclass)', 'public');
 select concord_internal.open_to('concord.track(regclass,text,name,text,text[],name[],name[],text,jsonb)', 'public');
 select concord_internal.open_to('concord.untrack(regclass)', 'public');
@@ -277,3 +306,6 @@ select concord_internal.open_to('concord_internal.refresh_model(regclass)', 'pub
 select concord_internal.open_to('concord_internal.owned_models()', 'public');
 select concord_internal.open_to('concord_internal.needs_horizon(regclass)', 'public');
 select concord_internal.open_to('concord_internal.redefine_model(regclass,boolean)', 'public');
+select concord_internal.open_to('concord_internal.live_names(name[],jsonb,jsonb)');
+select concord_internal.open_to('concord_internal.prune_models()');
+select concord_internal.open_to('concord_internal.clear_away(concord_internal.models)');

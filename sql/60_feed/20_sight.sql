@@ -61,7 +61,7 @@ begin
   else
     s.valued := s.fields;
   end if;
-  s.groups := not exists (select from unnest(m.groups) g, regexp_matches(g, '\{([^}]*)\}', 'g') c where c[1] <> all (columns));
+  s.groups := columns @> array(select concord_internal.template_columns(m.groups));
   return s;
 end
 $$;

@@ -92,6 +92,26 @@ begin
 end
 $$;
 
+-- When the oldest delta was logged, nearly: the oldest of a leaf are at its beginning.
+create function concord_internal.oldest_delta()
+returns timestamptz
+language plpgsql
+stable
+as $$
+declare
+  l record;
+  first_at timestamptz;
+  oldest timestamptz;
+begin
+  for l in select f.leaf from concord_internal.leaves() f loop
+    execute format('select min(at) from (select at from %s limit 100) first', l.leaf) into first_at;
+    oldest := least(oldest, first_at);
+  end loop;
+  return oldest;
+end
+$$;
+
+select concord_internal.open_to('concord_internal.oldest_delta()');
 select concord_internal.open_to('concord_internal.leaves()');
 select concord_internal.open_to('concord_internal.range_is_closed(integer,xid8,xid8)');
 select concord_internal.open_to('concord_internal.leaf_is_empty(regclass)');

@@ -74,29 +74,3 @@ $$;
 select concord_internal.open_to('concord_internal.blank_receipts(concord_internal.upkeep)');
 select concord_internal.open_to('concord_internal.prune_commits()');
 select concord_internal.open_to('concord_internal.prune_held()');
-
--- Models whose table was dropped. Their triggers went with it; what else there was of them goes here. A group premise may
--- rest on rows that went: the group's horizon tells.
-create function concord_internal.prune_models()
-returns bigint
-language plpgsql
-as $$
-declare
-  m record;
-  op text;
-  pruned bigint := 0;
-begin
-  for m in
-    delete from concord_internal.models o where not exists (select from pg_class c where c.oid = o.rel) returning o.id, o.tenant, o.groups
-  loop
-    perform concord_internal.move_group_horizon(m.tenant, m.groups);
-    foreach op in array array['insert', 'update', 'delete', 'truncate'] loop
-      execute format('drop function if exists %s()', concord_internal.trigger_function(m.id, op));
-    end loop;
-    pruned := pruned + 1;
-  end loop;
-  return pruned;
-end
-$$;
-
-select concord_internal.open_to('concord_internal.prune_models()');

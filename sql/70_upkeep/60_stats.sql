@@ -30,7 +30,6 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   l record;
-  first_at timestamptz;
 begin
   if not concord_internal.is_service() then
     return;
@@ -47,9 +46,8 @@ begin
     if l.epoch is null then
       default_bytes := pg_total_relation_size(l.leaf);
     end if;
-    execute format('select min(at) from (select at from %s limit 100) first', l.leaf) into first_at;
-    oldest := least(oldest, first_at);
   end loop;
+  oldest := concord_internal.oldest_delta();
   floor_epoch := coalesce((select f.epoch from concord_internal.log_floor f), 0);
   floor_xid := coalesce((select f.xid from concord_internal.log_floor f), '0');
   models := (select count(*) from concord_internal.models);

@@ -89,7 +89,7 @@ begin
       format('select concord.refresh(%L);', m.rel))::concord.finding;
   end if;
   gone := (select string_agg(quote_ident(c), ', ' order by c) from (
-             select m.tenant_column::text union select r[1] from unnest(m.groups) g, regexp_matches(g, '\{([^}]*)\}', 'g') r) u(c)
+             select m.tenant_column::text union select concord_internal.template_columns(m.groups)) u(c)
             where not live ? c);
   if gone is not null then
     return next row('error', 'definition_broken', m.name,

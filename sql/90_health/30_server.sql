@@ -108,8 +108,7 @@ declare
   retention constant interval := concord_internal.setting('retention')::interval;
   pattern constant integer := (select count(*) from pg_index where indrelid = 'concord_internal.deltas_default'::regclass);
   maintained_at constant timestamptz := (select u.maintained_at from concord_internal.upkeep u);
-  oldest timestamptz;
-  first_at timestamptz;
+  oldest constant timestamptz := concord_internal.oldest_delta();
   found record;
 begin
   if current_setting('session_replication_role') = 'replica' then
@@ -148,8 +147,6 @@ begin
       return next row('warning', 'leaf_index_missing', null, format('%s lacks an index of the log: checks read all of it', found.leaf),
         format('create on %s the indexes that concord_internal.deltas_default has', found.leaf))::concord.finding;
     end if;
-    execute format('select min(at) from (select at from %s limit 100) first', found.leaf) into first_at;
-    oldest := least(oldest, first_at);
   end loop;
   if oldest < clock_timestamp() - interval '1 day' and coalesce(maintained_at, '-infinity') < clock_timestamp() - interval '1 day' then
     return next row('warning', 'maintenance_late', null,
