@@ -13,19 +13,30 @@
 -- from the table is refused, also when commit was reached through a function that runs with somebody else's rights.
 -- What breaks it: a primary key that is DEFERRABLE (track refuses it), triggers that are disabled.
 
--- Raises unless the caller may look at these models.
-create function concord_internal.demand_sight(models integer[])
-returns void
+-- The first of these models that the caller may not look at.
+create function concord_internal.out_of_sight(models integer[])
+returns integer
 language plpgsql
 stable
 security definer
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-  if exists (select from unnest(models) u(id)
-              where not exists (select from concord_internal.models m
-                                 where m.id = u.id and has_any_column_privilege(concord_internal.caller(), m.rel, 'select')
-                                   and (m.tenant = '' or m.tenant = (select (concord.principal()).tenant)))) then
+  return (select u.id from unnest(models) u(id)
+           where not exists (select from concord_internal.models m
+                              where m.id = u.id and has_any_column_privilege(concord_internal.caller(), m.rel, 'select')
+                                and (m.tenant = '' or m.tenant = (select (concord.principal()).tenant))) limit 1);
+end
+$$;
+
+create function concord_internal.demand_sight(models integer[])
+returns void
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if concord_internal.out_of_sight(models) is not null then
     perform concord_internal.fail('forbidden', null,
       'the login, or the role that it has set, may not select from this table: grant it, or commit as a role that may');
   end if;
@@ -148,9 +159,9 @@ begin
   perform concord_internal.demand_sight(array[model]);
   select * into m from concord_internal.models o where o.id = model;
   if (select c.relrowsecurity from pg_class c where c.oid = m.rel) then
-    policed := array(select a.attname from pg_depend d join pg_policy p on p.oid = d.objid and p.polrelid = m.rel
-                       join pg_attribute a on a.attrelid = m.rel and a.attnum = d.refobjsubid
-                      where d.classid = 'pg_policy'::regclass and d.refclassid = 'pg_class'::regclass and d.refobjid = m.rel);
+    policed := array(select a.attname from pg_depend dep join pg_policy p on p.oid = dep.objid and p.polrelid = m.rel
+                       join pg_attribute a on a.attrelid = m.rel and a.attnum = dep.refobjsubid
+                      where dep.classid = 'pg_policy'::regclass and dep.refclassid = 'pg_class'::regclass and dep.refobjid = m.rel);
   end if;
   if concord_internal.signature(m.rel) <> m.signature then
     m.columns := concord_internal.columns_of(m.rel);
@@ -374,6 +385,7 @@ select concord_internal.open_to('concord_internal.moved_models(integer[],concord
 select concord_internal.open_to('concord_internal.change_entry(concord_internal.deltas,text[])');
 select concord_internal.open_to('concord_internal.readable_names(regclass,text[])');
 select concord_internal.open_to('concord_internal.row_conflict(integer,text,text[],text[],concord_internal.token)', 'concord_app');
+select concord_internal.open_to('concord_internal.out_of_sight(integer[])', 'concord_app');
 select concord_internal.open_to('concord_internal.demand_sight(integer[])', 'concord_app');
 select concord_internal.open_to('concord_internal.newest_changes(jsonb)', 'concord_app');
 select concord_internal.open_to('concord_internal.may_see_model(integer)');

@@ -161,7 +161,7 @@ end
 $$;
 
 create function concord_internal.judge_request(inout r concord_internal.request, models concord_internal.models[], present text[],
-  texts text[], tokens concord_internal.token[], kind text, tenant text, inout notifications jsonb default '[]')
+  unlocked text[], texts text[], tokens concord_internal.token[], kind text, tenant text, out notifications jsonb, out unlocked_came boolean)
 language plpgsql
 as $$
 declare
@@ -185,9 +185,11 @@ declare
   hold_all boolean := false;
   first_param text;
 begin
+  notifications := '[]';
+  unlocked_came := false;
   select * into moved from concord_internal.moved_places(r, models, texts, tokens);
   -- `present` holds each row once: as many as there are operations, and each was locked
-  if cardinality(present) = cardinality(operations) and not moved.any_moved and r.premises = '{}' and not r.only_changed
+  if cardinality(present) = cardinality(operations) and unlocked = '{}' and not moved.any_moved and r.premises = '{}' and not r.only_changed
      and not exists (select from unnest(operations) u where u.condition is not null) then
     return;
   end if;
@@ -195,6 +197,13 @@ begin
   if missing.code is not null then
     r.refusal := concord_internal.refusal(missing.code, format('operations[%s].id', missing.n));
     return;
+  end if;
+  if unlocked <> '{}' then
+    missing.n := (select min(u.n) from unnest(operations) u where u.type = 'update' and u.m || ' ' || u.key = any (unlocked));
+    if missing.n is not null then
+      r.refusal := concord_internal.refusal('forbidden', format('operations[%s].id', missing.n), 'a policy of the table lets this row be read and not updated');
+      return;
+    end if;
   end if;
 
   -- Premises: a stale one applies its mode to the whole batch.
@@ -304,7 +313,10 @@ begin
     if o.mode = 'overwrite' then
       conflict := null;
     end if;
-    if conflict is null and missing.absent[o.n + 1] then
+    if missing.absent[o.n + 1] and current_values is not null then
+      unlocked_came := true;  -- it was not there to be locked, and is now: lock, and judge anew
+      return;
+    elsif conflict is null and missing.absent[o.n + 1] then
       r.refusal := concord_internal.refusal('not_found', format('operations[%s].id', o.n));
       return;
     end if;
@@ -376,5 +388,5 @@ select concord_internal.open_to('concord_internal.moved_places(concord_internal.
 select concord_internal.open_to('concord_internal.first_missing(concord_internal.request,concord_internal.models[],text[],boolean[],text[],concord_internal.token[],text)', 'concord_app');
 select concord_internal.open_to('concord_internal.bare_conflict()', 'concord_app');
 select concord_internal.open_to('concord_internal.operation_notification(concord_internal.operation,text,jsonb,jsonb)', 'concord_app');
-select concord_internal.open_to('concord_internal.judge_request(concord_internal.request,concord_internal.models[],text[],text[],concord_internal.token[],text,text,jsonb)', 'concord_app');
+select concord_internal.open_to('concord_internal.judge_request(concord_internal.request,concord_internal.models[],text[],text[],text[],concord_internal.token[],text,text)', 'concord_app');
 select concord_internal.open_to('concord_internal.observed_now()', 'concord_app');

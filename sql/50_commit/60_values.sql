@@ -60,6 +60,18 @@ begin
 end
 $$;
 
+create function concord_internal.unequal_fields(m concord_internal.models, row_key text, data jsonb, fields text[], tenant text)
+returns text[]
+language plpgsql
+as $$
+declare
+  cv constant jsonb := concord_internal.row_values(m, row_key, fields, tenant);
+  pv constant jsonb := concord_internal.typed_values(m, data);
+begin
+  return array(select f from unnest(fields) f where not cv ? f or (cv->f)::text <> (pv->f)::text);
+end
+$$;
+
 -- "where": does the row match, null matching null?
 create function concord_internal.row_matches(m concord_internal.models, row_key text, condition jsonb, tenant text)
 returns boolean
@@ -88,4 +100,5 @@ select concord_internal.open_to('concord_internal.readable_fields(concord_intern
 select concord_internal.open_to('concord_internal.json_object_expression(concord_internal.models,text[],text)', 'concord_app');
 select concord_internal.open_to('concord_internal.row_values(concord_internal.models,text,text[],text)', 'concord_app');
 select concord_internal.open_to('concord_internal.typed_values(concord_internal.models,jsonb)', 'concord_app');
+select concord_internal.open_to('concord_internal.unequal_fields(concord_internal.models,text,jsonb,text[],text)', 'concord_app');
 select concord_internal.open_to('concord_internal.row_matches(concord_internal.models,text,jsonb,text)', 'concord_app');
