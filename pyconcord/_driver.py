@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import (
-    AsyncIterator,
     Callable,
     Coroutine,
     Generator,
@@ -20,7 +19,6 @@ from collections.abc import (
 from contextlib import (
     AbstractAsyncContextManager,
     AbstractContextManager,
-    asynccontextmanager,
     contextmanager,
     nullcontext,
 )
@@ -138,7 +136,7 @@ class Sync(Driver):
         own = _is_own(connection)
         self.login = connection.info.user
         try:
-            with _pipeline(connection):
+            with _first_error() as noting, noting(), _pipeline(connection), noting():
                 cursors = [
                     psycopg.Cursor(connection, row_factory=tuple_row).execute(
                         call.sql, call.params or None
@@ -150,24 +148,6 @@ class Sync(Driver):
             if own and _is_left_open(connection):
                 connection.rollback()
         return Answer([row[0] for row in rows], own)
-
-
-@contextmanager
-def _pipeline(connection: psycopg.Connection[Any]) -> Iterator[None]:
-    """psycopg's pipeline, where libpq has it, which raises the first error and is silent about the
-    rest: that what follows it was aborted is logged as a warning else.
-    """
-    first: psycopg.Error | None = None
-    try:
-        with connection.pipeline() if psycopg.Pipeline.is_supported() else nullcontext():
-            try:
-                yield
-            except psycopg.Error as error:
-                first = error
-    except psycopg.Error as error:
-        first = first or error
-    if first is not None:
-        raise first
 
 
 class Async(Driver):
@@ -210,13 +190,15 @@ class Async(Driver):
         own = _is_own(connection)
         self.login = connection.info.user
         try:
-            async with _async_pipeline(connection):
-                cursors = [
-                    await psycopg.AsyncCursor(connection, row_factory=tuple_row).execute(
-                        call.sql, call.params or None
-                    )
-                    for call in _framed(calls, own)
-                ]
+            with _first_error() as noting, noting():
+                async with _pipeline(connection):
+                    with noting():
+                        cursors = [
+                            await psycopg.AsyncCursor(connection, row_factory=tuple_row).execute(
+                                call.sql, call.params or None
+                            )
+                            for call in _framed(calls, own)
+                        ]
             rows = await cursors[-2 if own else -1].fetchall()
         finally:
             if own and _is_left_open(connection):
@@ -224,22 +206,31 @@ class Async(Driver):
         return Answer([row[0] for row in rows], own)
 
 
-@asynccontextmanager
-async def _async_pipeline(connection: psycopg.AsyncConnection[Any]) -> AsyncIterator[None]:
-    first: psycopg.Error | None = None
-    try:
-        async with connection.pipeline() if psycopg.Pipeline.is_supported() else nullcontext():
-            try:
-                yield
-            except psycopg.Error as error:
-                first = error
-    except psycopg.Error as error:
-        first = first or error
-    if first is not None:
-        raise first
-
-
 AnyConnection = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
+
+
+def _pipeline(connection: AnyConnection) -> Any:
+    """psycopg's pipeline, where libpq has it; to be entered as the connection is."""
+    return connection.pipeline() if psycopg.Pipeline.is_supported() else nullcontext()
+
+
+@contextmanager
+def _first_error() -> Iterator[Callable[[], AbstractContextManager[None]]]:
+    """Raises the first of the errors noted inside, and is silent about the rest: that what follows
+    it in a pipeline was aborted would be logged as a warning else.
+    """
+    errors: list[psycopg.Error] = []
+
+    @contextmanager
+    def noting() -> Iterator[None]:
+        try:
+            yield
+        except psycopg.Error as error:
+            errors.append(error)
+
+    yield noting
+    if errors:
+        raise errors[0]
 
 
 def _is_own(connection: AnyConnection) -> bool:

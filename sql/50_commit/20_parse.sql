@@ -24,7 +24,7 @@ create type concord_internal.operation as (
   only_changed boolean,
   transaction_id text,
   outcome text,               -- applied, held, unchanged
-  conflict jsonb              -- the notification of a stale one
+  seq bigint                  -- of a stale one: the newest delta that it conflicts with
 );
 
 create type concord_internal.premise as (

@@ -30,13 +30,13 @@ immutable
 as $$
 declare
   key_col constant text := m.key_columns[1];
-  wall constant text := case when m.tenant_column is null then '' else format('(%s) = %L and ',
+  wall constant text := case when m.tenant_column is null then '' else format('(%s) operator(pg_catalog.=) %L and ',
     concord_internal.stable_text(format('t.%I', m.tenant_column), m.columns->(m.tenant_column::text)->>'t'), tenant) end;
 begin
   if cardinality(m.key_columns) = 1 then
-    return 'select ' || what || ' from ' || m.rel || ' t where ' || wall || 't.' || quote_ident(key_col) || ' = any ($1::text[]::' || (m.columns->key_col->>'t') || '[])';
+    return 'select ' || what || ' from ' || m.rel || ' t where ' || wall || 't.' || quote_ident(key_col) || ' operator(pg_catalog.=) any ($1::text[]::' || (m.columns->key_col->>'t') || '[])';
   end if;
-  return format('select %s from %s t where %s(%s) in (select %s from unnest($1) u(k), jsonb_to_record(u.k::jsonb) k(%s))',
+  return format('select %s from %s t where %s(%s) operator(pg_catalog.=) any (select %s from pg_catalog.unnest($1) u(k), pg_catalog.jsonb_to_record(u.k::jsonb) k(%s))',
     what, m.rel, wall,
     (select string_agg(format('t.%I', c), ', ') from unnest(m.key_columns) c),
     (select string_agg(format('k.%I', c), ', ') from unnest(m.key_columns) c),
@@ -44,38 +44,41 @@ begin
 end
 $$;
 
--- Locks rows of one model in key order and returns the keys that were there.
-create function concord_internal.lock_rows(m concord_internal.models, keys text[], strength text, tenant text)
-returns text[]
+-- Locks rows of one model in key order. `present`: the keys that were there. `unlocked`: those of them that can be read and
+-- not locked, because row-level security lets the caller SELECT and not UPDATE them. A row that is deleted and created
+-- again while we wait for it comes back unlocked too, but not many times in a row; a policy's answer stays.
+-- A role that may delete but not update can't lock a row at all: run_commit looks again after its delete.
+create function concord_internal.lock_rows(m concord_internal.models, keys text[], strength text, tenant text,
+  out present text[], out unlocked text[])
 language plpgsql
 as $$
 declare
+  was_path constant text := current_setting('search_path');
   key_text constant text := '(' || concord_internal.key_expression(m.key_columns, m.columns, 't') || ')';
-  lock_statement constant text := 'select array_agg(s.k) from ('
+  look constant text := 'select array_agg(s.k) from (' || concord_internal.rows_by_key(m, key_text || ' collate "C" as k', tenant) || ') s';
+  look_for_others constant text := look || ' where s.k operator(pg_catalog.<>) all ($2)';
+  lock constant text := 'select array_agg(s.k) from ('
     || concord_internal.rows_by_key(m, key_text || ' collate "C" as k', tenant) || ' order by 1 for ' || strength || ' of t) s';
-  locked text[];
-  unlocked text[];
-  found_key text;
 begin
+  unlocked := '{}';
+  perform set_config('search_path', concord_internal.callers_path(), true);
   if not has_any_column_privilege(m.rel, 'update') then
-    -- A role that may delete but not update can't lock a row, only delete it: run_commit looks again afterwards.
-    execute 'select array_agg(s.k) from (' || concord_internal.rows_by_key(m, key_text || ' as k', tenant) || ') s' into locked using keys;
-    return coalesce(locked, '{}');
+    execute look into present using keys;
+  else
+    for attempt in 1 .. case when row_security_active(m.rel) then 5 else 100 end loop
+      execute lock into present using keys;
+      unlocked := null;
+      exit when cardinality(present) = cardinality(keys);
+      execute look_for_others into unlocked using keys, coalesce(present, '{}');
+      exit when unlocked is null;
+    end loop;
   end if;
-  if cardinality(keys) = 1 and cardinality(m.key_columns) = 1 then  -- most commits
-    execute concord_internal.rows_by_key(m, key_text, tenant) || ' for ' || strength || ' of t' into found_key using keys;
-    if found_key is not null then
-      return keys;
-    end if;
+  perform set_config('search_path', was_path, true);
+  unlocked := coalesce(unlocked, '{}');
+  if unlocked <> '{}' and not row_security_active(m.rel) then
+    raise serialization_failure using message = format('rows of %s were deleted and created again and again: try again', m.name);
   end if;
-  execute lock_statement into locked using keys;
-  while cardinality(locked) is distinct from cardinality(keys) loop
-    execute 'select array_agg(s.k) from (' || concord_internal.rows_by_key(m, key_text || ' as k', tenant) || ') s where s.k <> all ($2)'
-      into unlocked using keys, coalesce(locked, '{}');
-    exit when unlocked is null;
-    execute lock_statement into locked using keys;
-  end loop;
-  return coalesce(locked, '{}');
+  present := coalesce(present, '{}') || unlocked;
 end
 $$;
 
@@ -89,7 +92,7 @@ as $$
 declare
   target record;
 begin
-  if cardinality(r.operations) + cardinality(r.premises) > concord_internal.most_locks() then
+  if concord_internal.is_large(r) then
     perform pg_advisory_xact_lock(concord_internal.tenant_lock('')), pg_advisory_xact_lock(concord_internal.tenant_lock(tenant));
     return;
   end if;
@@ -117,57 +120,63 @@ begin
 end
 $$;
 
--- Locks the targets, model by model in key order. Returns "m key" of each that is there.
-create function concord_internal.lock_targets(r concord_internal.request, models concord_internal.models[], tenant text)
-returns text[]
+-- Locks the targets, model by model in key order. Returns "m key" of each that is there, and of those that can't be locked.
+create function concord_internal.lock_targets(r concord_internal.request, models concord_internal.models[], tenant text,
+  out present text[], out unlocked text[])
 language plpgsql
 as $$
 declare
   o constant concord_internal.operation := r.operations[1];
   stretch record;
-  present text[] := '{}';
+  locked record;
 begin
-  if cardinality(r.operations) = 1 then
-    if o.type <> 'create' and concord_internal.lock_rows(models[o.m], array[o.key],
-         case o.type when 'update' then 'no key update' else 'update' end, tenant) <> '{}' then
-      present := array[o.m || ' ' || o.key];
-    end if;
-    return present;
-  end if;
+  present := '{}';
+  unlocked := '{}';
   -- Neighbours in the order that want the same strength go in one statement.
   for stretch in
-    with wanted as (
-      select (models[u.m]).id as model, u.m, u.key collate "C" as key, bool_or(u.type = 'delete') as strong
-        from unnest(r.operations) u where u.type <> 'create' and u.key is not null group by 1, 2, 3),
-    runs as (
-      select *, row_number() over (order by model, key) - row_number() over (partition by model, strong order by key) as run from wanted)
-    select m, strong, array_agg(key order by key) as keys from runs group by model, m, strong, run order by model, min(key)
+    select o.m, o.type = 'delete' as strong, array[o.key] as keys where cardinality(r.operations) = 1 and o.type <> 'create'
+    union all
+    select s.m, s.strong, s.keys from (
+      with wanted as (
+        select (models[u.m]).id as model, u.m, u.key collate "C" as key, bool_or(u.type = 'delete') as strong
+          from unnest(r.operations) u
+         where cardinality(r.operations) > 1 and u.type <> 'create' and u.key is not null group by 1, 2, 3),
+      runs as (
+        select *, row_number() over (order by model, key) - row_number() over (partition by model, strong order by key) as run from wanted)
+      select m, strong, array_agg(key order by key) as keys from runs group by model, m, strong, run order by model, min(key)) s
   loop
-    present := present || array(select stretch.m || ' ' || k from unnest(concord_internal.lock_rows(models[stretch.m], stretch.keys,
-                                  case when stretch.strong then 'update' else 'no key update' end, tenant)) k);
+    select * into locked from concord_internal.lock_rows(models[stretch.m], stretch.keys,
+                                case when stretch.strong then 'update' else 'no key update' end, tenant);
+    present := present || array(select stretch.m || ' ' || k from unnest(locked.present) k);
+    unlocked := unlocked || array(select stretch.m || ' ' || k from unnest(locked.unlocked) k);
   end loop;
-  return present;
 end
 $$;
 
 -- Locks everything that the request writes or rests on. A target that is missing may be one that another commit was about
 -- to create when we came to wait for its key: so the rows are locked once more after the keys.
-create function concord_internal.lock_request(r concord_internal.request, models concord_internal.models[], tenant text)
-returns text[]
+create function concord_internal.lock_request(r concord_internal.request, models concord_internal.models[], tenant text,
+  out present text[], out unlocked text[])
 language plpgsql
 as $$
-declare
-  present text[] := concord_internal.lock_targets(r, models, tenant);
 begin
+  select l.present, l.unlocked into present, unlocked from concord_internal.lock_targets(r, models, tenant) l;
   perform concord_internal.lock_keys(r, models, tenant);
   if cardinality(present) < cardinality(r.operations) then
-    present := concord_internal.lock_targets(r, models, tenant);
+    select l.present, l.unlocked into present, unlocked from concord_internal.lock_targets(r, models, tenant) l;
   end if;
-  return present;
 end
 $$;
 
+-- Does a request take its tenant alone, instead of single keys?
+create function concord_internal.is_large(r concord_internal.request)
+returns boolean
+language sql
+immutable
+return cardinality(r.operations) + cardinality(r.premises) > concord_internal.most_locks();
+
 select concord_internal.open_to('concord_internal.callers_path()', 'public');
+select concord_internal.open_to('concord_internal.is_large(concord_internal.request)', 'concord_app');
 select concord_internal.open_to('concord_internal.rows_by_key(concord_internal.models,text,text)', 'concord_app');
 select concord_internal.open_to('concord_internal.lock_rows(concord_internal.models,text[],text,text)', 'concord_app');
 select concord_internal.open_to('concord_internal.lock_keys(concord_internal.request,concord_internal.models[],text)', 'concord_app');

@@ -9,7 +9,39 @@
 -- transaction) may stand beyond the boundary; they are passed over one by one. Groups have no such order, and are looked
 -- up by xid.
 -- A model with a tenant column answers only for the principal's tenant: a direct call learns no more than a commit would.
+-- What may not be looked at is never "nothing moved": a caller (the login, or the role that it has set) who may not select
+-- from the table is refused, also when commit was reached through a function that runs with somebody else's rights.
 -- What breaks it: a primary key that is DEFERRABLE (track refuses it), triggers that are disabled.
+
+-- The first of these models that the caller may not look at.
+create function concord_internal.out_of_sight(models integer[])
+returns integer
+language plpgsql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return (select u.id from unnest(models) u(id)
+           where not exists (select from concord_internal.models m
+                              where m.id = u.id and has_any_column_privilege(concord_internal.caller(), m.rel, 'select')
+                                and (m.tenant = '' or m.tenant = (select (concord.principal()).tenant))) limit 1);
+end
+$$;
+
+create function concord_internal.demand_sight(models integer[])
+returns void
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if concord_internal.out_of_sight(models) is not null then
+    perform concord_internal.fail('forbidden', null,
+      'the login, or the role that it has set, may not select from this table: grant it, or commit as a role that may');
+  end if;
+end
+$$;
 
 -- Which of these rows have a newest delta that the snapshot of t has not seen: candidates, own deltas not yet taken out.
 create function concord_internal.moved_rows(models integer[], keys text[], t concord_internal.token)
@@ -21,11 +53,10 @@ set search_path = pg_catalog, pg_temp
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set jit = off
 as $$
 begin
+  perform concord_internal.demand_sight(models);
   return (select array_agg(u.i::integer)
             from unnest(models, keys) with ordinality u(model, key, i)
-            join concord_internal.models m on m.id = u.model and has_any_column_privilege(concord_internal.caller(), m.rel, 'select')
-             -- (select …): asked once, and only where the model has a tenant
-             and (m.tenant = '' or m.tenant = (select (concord.principal()).tenant))
+            join concord_internal.models m on m.id = u.model
            cross join lateral (
              select d.epoch, d.xid from concord_internal.deltas d
               where hashtextextended(d.key, d.model::bigint) = hashtextextended(u.key, u.model::bigint)
@@ -41,15 +72,15 @@ $$;
 create function concord_internal.moved_models(models integer[], t concord_internal.token)
 returns integer[]
 language plpgsql
+stable
 security definer
 set search_path = pg_catalog, pg_temp
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set jit = off
 as $$
 begin
+  perform concord_internal.demand_sight(models);
   return (select array_agg(distinct d.model)
             from concord_internal.deltas d
-            join concord_internal.models m on m.id = d.model and has_any_column_privilege(concord_internal.caller(), m.rel, 'select')
-             and (m.tenant = '' or m.tenant = (select (concord.principal()).tenant))
            where d.key is null and d.op <> 'g' and d.model = any (models)
              and d.epoch >= case when t.xip = '{}' then t.epoch else 0 end and d.xid >= t.xmin
              and d.xid is distinct from pg_current_xact_id_if_assigned()
@@ -68,7 +99,7 @@ as $$
   select jsonb_strip_nulls(jsonb_build_object('syncId', d.seq, 'fields', case when d.fields is not null then to_jsonb(fields) end,
            'by', jsonb_build_object('kind', concord_internal.kind_name(d.kind), 'id', d.actor, 'onBehalfOf', d.on_behalf_of),
            'at', d.at,
-           'label', (concord_internal.commit_of(d)).label))
+           'label', (select c.label from concord_internal.commit_of(d) c where c.tenant = (concord.principal()).tenant)))
 $$;
 
 -- Those of the names that the caller may read.
@@ -84,11 +115,13 @@ as $$
    where has_column_privilege(concord_internal.caller(), rel, a.attnum, 'select')
 $$;
 
--- STABLE, as row_values and capture are: asked in one statement, they speak of one moment.
 -- What of one row (or of its whole model) t has not seen and `fields` rests on; null fields: everything. `wanted`: the
 -- fields whose values at the token are asked for. Null when nothing conflicts; else an object:
---   fields (those that conflict; empty: the whole row), hidden (others conflict that the caller may not read), deleted, changes, truncated, by, base, lost (changed, value not in
---   the log). Shows no column that the caller may not read.
+--   fields (those that conflict; empty: the whole row), hidden (others conflict that the caller may not read), whole,
+--   changes (newest first), truncated, by, base, lost (changed, value not in the log), seq.
+-- Shows no column that the caller may not read, no value of a secret one, and where row-level security is in force no values
+-- from before a change that may have brought the row into the caller's sight: of another row under the same id, or of a
+-- column that a policy looks at. STABLE, as row_values and capture are: asked in one statement, they speak of one moment.
 create function concord_internal.row_conflict(model integer, row_key text, fields text[], wanted text[],
                                               t concord_internal.token)
 returns jsonb
@@ -120,11 +153,15 @@ declare
   old jsonb;
   field text;
   by_depth jsonb := '{}';
-  deleted boolean := false;
+  policed text[];            -- columns that policies look at
+  came boolean := false;     -- into sight, perhaps
 begin
-  select * into m from concord_internal.models o where o.id = model and o.tenant in ('', who.tenant);
-  if m.id is null or not has_any_column_privilege(concord_internal.caller(), m.rel, 'select') then
-    return null;
+  perform concord_internal.demand_sight(array[model]);
+  select * into m from concord_internal.models o where o.id = model;
+  if (select c.relrowsecurity from pg_class c where c.oid = m.rel) then
+    policed := array(select a.attname from pg_depend dep join pg_policy p on p.oid = dep.objid and p.polrelid = m.rel
+                       join pg_attribute a on a.attrelid = m.rel and a.attnum = dep.refobjsubid
+                      where dep.classid = 'pg_policy'::regclass and dep.refclassid = 'pg_class'::regclass and dep.refobjid = m.rel);
   end if;
   if concord_internal.signature(m.rel) <> m.signature then
     m.columns := concord_internal.columns_of(m.rel);
@@ -147,10 +184,10 @@ begin
     if names is not null and not m.columns ?& names then
       d.fields := null;  -- it names a column that is gone: what it became can't be told
     end if;
+    came := came or (policed is not null and (d.fields is null or names && policed));
     if d.fields is null then
       whole := true;
       hits := null;
-      deleted := deleted or (newest.seq is null and d.op = 'd');
     else
       hits := array(select n from unnest(names) n where fields is null or n = any (fields));
       continue when hits = '{}';
@@ -160,7 +197,7 @@ begin
       newest := d;
     end if;
     truncated := jsonb_array_length(changes) >= 20;
-    exit when truncated and (whole or conflicting @> coalesce(fields, wanted));
+    exit when truncated and policed is null and (whole or conflicting @> coalesce(fields, wanted));
     if not truncated then
       changes := changes || concord_internal.change_entry(d, concord_internal.readable_names(m.rel, hits));
     end if;
@@ -173,9 +210,9 @@ begin
   loop
     continue when d.xid = me or concord_internal.has_seen(t, d.epoch, d.xid, d.seq);
     whole := true;
+    came := policed is not null;
     if newest.seq is null or d.seq > newest.seq then
       newest := d;
-      deleted := d.op = 't';
     end if;
     changes := changes || concord_internal.change_entry(d, null);
     exit when jsonb_array_length(changes) > 40;
@@ -183,10 +220,8 @@ begin
   if newest.seq is null then
     return null;
   end if;
-  if jsonb_array_length(changes) > 20 then
-    truncated := true;
-    changes := (select jsonb_agg(c) from (select c from jsonb_array_elements(changes) c order by (c->>'syncId')::bigint desc limit 20) n);
-  end if;
+  truncated := truncated or jsonb_array_length(changes) > 20;
+  changes := concord_internal.newest_changes(changes);
 
   -- The boundary: the first delta of the row that the snapshot has not seen.
   while low < high loop
@@ -218,7 +253,7 @@ begin
       by_depth := jsonb_build_object('xid', d.xid::text);
     end if;
     continue when d.xid = me or concord_internal.has_seen(t, d.epoch, d.xid, d.seq);
-    old := d.before::jsonb;
+    old := case when not came then concord_internal.as_jsonb(d.before) - m.secret_fields::text[] end;
     names := d.fields::text[];
     for field in select f from unnest(wanted) f where names is null or f = any (names) loop
       if field <> all (done) or (by_depth->>'xid' = d.xid::text and d.depth < coalesce((by_depth->>field)::integer, 0)) then
@@ -242,14 +277,22 @@ begin
     'fields', case when whole then '[]'::jsonb
                    else to_jsonb(concord_internal.readable_names(m.rel, conflicting)) end,
     'hidden', not whole and cardinality(concord_internal.readable_names(m.rel, conflicting)) < cardinality(conflicting),
-    'whole', whole, 'deleted', deleted, 'changes', changes, 'truncated', truncated, 'base', base, 'lost', to_jsonb(lost),
+    'whole', whole, 'changes', changes, 'truncated', truncated, 'base', base, 'lost', to_jsonb(lost),
     'seq', newest.seq,
     'by', jsonb_strip_nulls(jsonb_build_object('kind', concord_internal.kind_name(newest.kind), 'id', newest.actor, 'onBehalfOf', newest.on_behalf_of)));
 end
 $$;
 
--- The same for a group, seen by the principal's tenant and over shared models. Who changed what is told only of tables
--- that the caller may select from.
+-- The newest twenty, newest first.
+create function concord_internal.newest_changes(changes jsonb)
+returns jsonb
+language sql
+immutable
+as $$
+  select coalesce(jsonb_agg(n.c order by (n.c->>'syncId')::bigint desc), '[]')
+    from (select c from jsonb_array_elements(changes) c order by (c->>'syncId')::bigint desc limit 20) n
+$$;
+
 create function concord_internal.may_see_model(model integer)
 returns boolean
 language sql
@@ -260,6 +303,8 @@ as $$
                   where m.id = model and has_any_column_privilege(concord_internal.caller(), m.rel, 'select'))
 $$;
 
+-- The same for a group, seen by the principal's tenant and over shared models: what is in it, and whole-model changes of
+-- every model whose rows may be. Who changed what is told only of tables that the caller may select from.
 create function concord_internal.group_conflict(grp text, t concord_internal.token)
 returns jsonb
 language plpgsql
@@ -274,60 +319,31 @@ declare
   me constant xid8 := pg_current_xact_id_if_assigned();
   d concord_internal.deltas;
   newest concord_internal.deltas;
-  owner text;
   changes jsonb := '[]';
-  truncated boolean := false;
+  told integer := 0;
   moved boolean := false;
 begin
-  foreach owner in array array[who.tenant, ''] loop
-    for d in
-      select x.* from concord_internal.deltas x
-       where hashtextextended(x.grp, hashtextextended(x.tenant, 0)) = hashtextextended(group_conflict.grp, hashtextextended(owner, 0))
-         and x.grp is not null and x.grp = group_conflict.grp and x.tenant = owner
-         and x.epoch = t.epoch and x.xid >= t.xmax
-       order by x.xid desc
-    loop
-      continue when d.xid = me or concord_internal.has_seen(t, d.epoch, d.xid, d.seq);
-      moved := true;
-      continue when not concord_internal.may_see_model(d.model);
-      truncated := jsonb_array_length(changes) >= 20;
-      exit when truncated;
-      if newest.seq is null or d.seq > newest.seq then
-        newest := d;
-      end if;
-      changes := changes || concord_internal.change_entry(d, '{}');
-    end loop;
-    if t.xip <> '{}' and not truncated then
-      for d in
-        select x.* from concord_internal.deltas x
-         where hashtextextended(x.grp, hashtextextended(x.tenant, 0)) = hashtextextended(group_conflict.grp, hashtextextended(owner, 0))
-           and x.grp is not null and x.grp = group_conflict.grp and x.tenant = owner
-           and x.epoch >= since and x.xid = any (t.xip)
-      loop
-        continue when d.xid = me or concord_internal.has_seen(t, d.epoch, d.xid, d.seq);
-        moved := true;
-        continue when not concord_internal.may_see_model(d.model);
-        truncated := jsonb_array_length(changes) >= 20;
-        exit when truncated;
-        if newest.seq is null or d.seq > newest.seq then
-          newest := d;
-        end if;
-        changes := changes || concord_internal.change_entry(d, '{}');
-      end loop;
-    end if;
-  end loop;
-  -- A whole-model change counts for every group that the model's rows may be in.
   for d in
-    select x.* from concord_internal.deltas x
-      join concord_internal.models m on m.id = x.model
-     where x.key is null and x.op <> 'g' and x.epoch >= since and x.xid >= t.xmin
-       and m.tenant in (who.tenant, '')
-       and exists (select from unnest(m.groups) g where split_part(g, ':', 1) = split_part(group_conflict.grp, ':', 1))
-     order by x.seq desc limit 20
+    select x.* from unnest(array[who.tenant, '']) o(tenant)
+     cross join lateral (
+       (select y.* from concord_internal.deltas y
+         where hashtextextended(y.grp, hashtextextended(y.tenant, 0)) = hashtextextended(group_conflict.grp, hashtextextended(o.tenant, 0))
+           and y.grp is not null and y.grp = group_conflict.grp and y.tenant = o.tenant and y.epoch = t.epoch and y.xid >= t.xmax
+         order by y.xid desc)
+       union all
+       (select y.* from concord_internal.deltas y
+         where hashtextextended(y.grp, hashtextextended(y.tenant, 0)) = hashtextextended(group_conflict.grp, hashtextextended(o.tenant, 0))
+           and y.grp is not null and y.grp = group_conflict.grp and y.tenant = o.tenant and y.epoch >= since and y.xid = any (t.xip))
+       union all
+       (select y.* from concord_internal.deltas y join concord_internal.models m on m.id = y.model
+         where o.tenant = '' and y.key is null and y.op <> 'g' and y.epoch >= since and y.xid >= t.xmin and m.tenant in (who.tenant, '')
+           and exists (select from unnest(m.groups) g where split_part(g, ':', 1) = split_part(group_conflict.grp, ':', 1)))) x
   loop
     continue when d.xid = me or concord_internal.has_seen(t, d.epoch, d.xid, d.seq);
     moved := true;
     continue when not concord_internal.may_see_model(d.model);
+    told := told + 1;
+    exit when told > 40;
     if newest.seq is null or d.seq > newest.seq then
       newest := d;
     end if;
@@ -336,9 +352,9 @@ begin
   if not moved then
     return null;
   end if;
-  return jsonb_build_object('fields', '[]'::jsonb, 'whole', true, 'deleted', false,
-    'changes', (select coalesce(jsonb_agg(jsonb_set(c, '{fields}', '[]') order by (c->>'syncId')::bigint desc), '[]') from (select c from jsonb_array_elements(changes) c order by (c->>'syncId')::bigint desc limit 20) s),
-    'truncated', truncated, 'base', '{}'::jsonb, 'lost', '[]'::jsonb, 'seq', newest.seq,
+  return jsonb_build_object('fields', '[]'::jsonb, 'whole', true,
+    'changes', (select coalesce(jsonb_agg(jsonb_set(c, '{fields}', '[]')), '[]') from jsonb_array_elements(concord_internal.newest_changes(changes)) c),
+    'truncated', told > 20, 'base', '{}'::jsonb, 'lost', '[]'::jsonb, 'seq', newest.seq,
     'by', case when newest.seq is not null then jsonb_strip_nulls(jsonb_build_object('kind', concord_internal.kind_name(newest.kind), 'id', newest.actor, 'onBehalfOf', newest.on_behalf_of)) end);
 end
 $$;
@@ -369,6 +385,9 @@ select concord_internal.open_to('concord_internal.moved_models(integer[],concord
 select concord_internal.open_to('concord_internal.change_entry(concord_internal.deltas,text[])');
 select concord_internal.open_to('concord_internal.readable_names(regclass,text[])');
 select concord_internal.open_to('concord_internal.row_conflict(integer,text,text[],text[],concord_internal.token)', 'concord_app');
+select concord_internal.open_to('concord_internal.out_of_sight(integer[])', 'concord_app');
+select concord_internal.open_to('concord_internal.demand_sight(integer[])', 'concord_app');
+select concord_internal.open_to('concord_internal.newest_changes(jsonb)', 'concord_app');
 select concord_internal.open_to('concord_internal.may_see_model(integer)');
 select concord_internal.open_to('concord_internal.group_conflict(text,concord_internal.token)', 'concord_app');
 select concord_internal.open_to('concord_internal.knows_group(text,concord_internal.token)', 'concord_app');

@@ -77,75 +77,91 @@ begin
 end
 $$;
 
--- Existence, in operation order: what an earlier operation of the batch does to a row counts. A target that is not there is
--- left to the staleness check when it is guarded: it may have been deleted since the token. Returns position and code.
-create function concord_internal.first_missing(r concord_internal.request, models concord_internal.models[], present text[], tenant text,
-                                               out n integer, out code text, out absent integer[])
+-- The commonest request, whose rows nobody has touched, is through with this one look: for each operation and each premise
+-- whether the newest delta of its row is unseen, or its model has an unseen whole-model delta.
+create function concord_internal.moved_places(r concord_internal.request, models concord_internal.models[],
+  texts text[], tokens concord_internal.token[], out any_moved boolean, out operations boolean[], out premises boolean[])
 language plpgsql
+set plan_cache_mode = force_generic_plan
+as $$
+declare
+  places integer[];      -- of operations n, of premises -1 - n
+  ids integer[];
+  keys text[];
+  rows integer[];
+  whole integer[];
+  place integer;
+begin
+  any_moved := false;
+  operations := array_fill(false, array[cardinality(r.operations)]);
+  premises := array_fill(false, array[cardinality(r.premises)]);
+  for i in 1 .. cardinality(texts) loop
+    select array_agg(c.place), array_agg(c.model), array_agg(c.key) into places, ids, keys
+      from (select u.n as place, (models[u.m]).id as model, u.key from unnest(r.operations) u
+             where u.token = texts[i] and u.type <> 'create' and (u.mode is distinct from 'overwrite' or u.only_changed) and u.key is not null
+            union all
+            select -1 - u.n, (models[u.m]).id, u.key from unnest(r.premises) u where u.token = texts[i] and u.key is not null) c;
+    continue when places is null;
+    rows := concord_internal.moved_rows(ids, keys, tokens[i]);
+    whole := concord_internal.moved_models(ids, tokens[i]);
+    continue when rows is null and whole is null;
+    for place in
+      select places[x] from unnest(rows) x
+      union
+      select u.place from unnest(places, ids) u(place, id) where u.id = any (whole)
+    loop
+      any_moved := true;
+      if place >= 0 then
+        operations[place + 1] := true;
+      else
+        premises[-place] := true;
+      end if;
+    end loop;
+  end loop;
+end
+$$;
+
+-- Existence, in operation order: what an earlier operation of the batch does to a row counts. A guarded target that is not
+-- there, and of which the token has not seen everything, was deleted since: that is left to the staleness check. Where
+-- row-level security is in force it may as well be hidden, and both are not_found. Returns position and code.
+create function concord_internal.first_missing(r concord_internal.request, models concord_internal.models[], present text[],
+  moved boolean[], texts text[], tokens concord_internal.token[], tenant text, out n integer, out code text, out absent boolean[])
+language plpgsql
+set plan_cache_mode = force_generic_plan
 as $$
 declare
   o record;
   there boolean;
 begin
-  absent := '{}';
+  absent := array_fill(false, array[cardinality(r.operations)]);
   if cardinality(present) = cardinality(r.operations) then
     return;  -- each target was locked, and they are distinct: `present` holds a row once
   end if;
   for o in
     select u.n, u.type, u.m, u.key, u.token, u.mode, max(case u.type when 'create' then 2 * u.n + 1 when 'delete' then 2 * u.n end)
              over (partition by u.m, u.key order by u.n rows between unbounded preceding and 1 preceding) as earlier,  -- odd: created
-           (u.m || ' ' || u.key) = any (present) as locked
-      from unnest(r.operations) u where u.key is not null and u.ref is null order by u.n
+           p.there is not null as locked
+      from unnest(r.operations) u left join unnest(present) p(there) on p.there = u.m || ' ' || u.key
+     where u.key is not null order by u.n
   loop
     there := case when o.earlier is not null then o.earlier % 2 = 1
                   when o.type = 'create' then concord_internal.row_values(models[o.m], o.key, '{}', tenant) is not null
                   else o.locked end;
-    if o.type = 'create' and there then
+    continue when there = (o.type <> 'create');
+    if o.type = 'create' then
       n := o.n; code := 'already_exists'; return;
-    elsif o.type <> 'create' and not there then
-      if o.earlier is not null or o.token is null or o.mode = 'overwrite' then
-        n := o.n; code := 'not_found'; return;
-      end if;
-      absent := absent || o.n;
+    elsif o.earlier is not null or o.token is null or o.mode = 'overwrite' or not moved[o.n + 1]
+          or row_security_active((models[o.m]).rel)
+          or concord_internal.row_conflict((models[o.m]).id, o.key, null, '{}', tokens[array_position(texts, o.token)]) is null then
+      n := o.n; code := 'not_found'; return;
     end if;
+    absent[o.n + 1] := true;
   end loop;
-end
-$$;
-
--- The commonest request, whose rows nobody has touched, is through with this one look: positions ('o 3', 'r 0') whose
--- newest delta is unseen, or whose model has an unseen whole-model delta.
-create function concord_internal.moved_places(r concord_internal.request, models concord_internal.models[],
-  texts text[], tokens concord_internal.token[])
-returns text[]
-language plpgsql
-set plan_cache_mode = force_generic_plan
-as $$
-declare
-  places text[];
-  ids integer[];
-  keys text[];
-  moved text[] := '{}';
-  rows integer[];
-  whole integer[];
-begin
-  for i in 1 .. cardinality(texts) loop
-    select array_agg(c.place), array_agg(c.model), array_agg(c.key) into places, ids, keys
-      from (select 'o ' || u.n as place, (models[u.m]).id as model, u.key from unnest(r.operations) u
-             where u.token = texts[i] and u.type <> 'create' and (u.mode is distinct from 'overwrite' or u.only_changed) and u.key is not null and u.ref is null
-            union all
-            select 'r ' || u.n, (models[u.m]).id, u.key from unnest(r.premises) u where u.token = texts[i] and u.key is not null) c;
-    continue when places is null;
-    rows := concord_internal.moved_rows(ids, keys, tokens[i]);
-    whole := concord_internal.moved_models(ids, tokens[i]);
-    continue when rows is null and whole is null;
-    moved := moved || array(select u.place from unnest(places, ids) with ordinality u(place, id, x) where u.x = any (rows) or u.id = any (whole));
-  end loop;
-  return moved;
 end
 $$;
 
 create function concord_internal.judge_request(inout r concord_internal.request, models concord_internal.models[], present text[],
-  texts text[], tokens concord_internal.token[], kind text, tenant text, inout notifications jsonb default '[]')
+  unlocked text[], texts text[], tokens concord_internal.token[], kind text, tenant text, out notifications jsonb, out unlocked_came boolean)
 language plpgsql
 as $$
 declare
@@ -155,35 +171,40 @@ declare
   t concord_internal.token;
   operations concord_internal.operation[] := r.operations;
   missing record;
-  moved constant text[] := concord_internal.moved_places(r, models, texts, tokens);
-  all_there constant boolean := cardinality(present) = cardinality(r.operations);  -- each locked, and they are distinct
+  moved record;
   observed text;
   conflict jsonb;
   current_values jsonb;
   proposed jsonb;
   base jsonb;
   wanted text[];
+  unequal text[];
   again integer[];
+  told jsonb[] := '{}';
   rejected boolean := false;
   hold_all boolean := false;
   first_param text;
 begin
-  if all_there and moved = '{}' and r.premises = '{}' and not coalesce(r.only_changed, false)
+  notifications := '[]';
+  unlocked_came := false;
+  select * into moved from concord_internal.moved_places(r, models, texts, tokens);
+  -- `present` holds each row once: as many as there are operations, and each was locked
+  if cardinality(present) = cardinality(operations) and unlocked = '{}' and not moved.any_moved and r.premises = '{}' and not r.only_changed
      and not exists (select from unnest(operations) u where u.condition is not null) then
     return;
   end if;
-  select * into missing from concord_internal.first_missing(r, models, present, tenant);
+  select * into missing from concord_internal.first_missing(r, models, present, moved.operations, texts, tokens, tenant);
   if missing.code is not null then
     r.refusal := concord_internal.refusal(missing.code, format('operations[%s].id', missing.n));
     return;
   end if;
-  foreach o in array operations loop
-    if o.condition is not null and o.n <> all (missing.absent)
-       and not concord_internal.row_matches(models[o.m], o.key, o.condition, tenant) then
-      r.refusal := concord_internal.refusal('precondition_failed', format('operations[%s].where', o.n));
+  if unlocked <> '{}' then
+    missing.n := (select min(u.n) from unnest(operations) u where u.type = 'update' and u.m || ' ' || u.key = any (unlocked));
+    if missing.n is not null then
+      r.refusal := concord_internal.refusal('forbidden', format('operations[%s].id', missing.n), 'a policy of the table lets this row be read and not updated');
       return;
     end if;
-  end loop;
+  end if;
 
   -- Premises: a stale one applies its mode to the whole batch.
   foreach p in array r.premises loop
@@ -204,7 +225,7 @@ begin
       m := models[p.m];
       wanted := coalesce(p.fields, array(select jsonb_object_keys(m.columns)));
       -- One statement, one snapshot: whether the row is there, what moved, its values, and the token of that moment.
-      if 'r ' || p.n = any (moved) then
+      if moved.premises[p.n + 1] then
         select concord_internal.row_values(m, p.key, wanted, tenant), concord_internal.row_conflict(m.id, p.key, p.fields, wanted, t), concord.capture()
           into current_values, conflict, observed;
       else
@@ -216,8 +237,12 @@ begin
             into current_values, conflict, observed;
         end if;
       end if;
+      if current_values is null and row_security_active(m.rel) then
+        -- Gone, or hidden: nothing of it is told. That no such row may come is still held to.
+        conflict := case when p.absent and conflict is not null then concord_internal.bare_conflict() end;
+      end if;
       if conflict is null and p.absent and current_values is not null then
-        conflict := '{"fields": [], "deleted": false, "changes": [], "truncated": false, "base": {}, "lost": [], "by": null}';
+        conflict := concord_internal.bare_conflict();
       elsif conflict is null and not p.absent and current_values is null then
         r.refusal := concord_internal.refusal('not_found', format('reads[%s].id', p.n));
         return;
@@ -227,7 +252,7 @@ begin
       end if;
     end if;
     if conflict is not null and p.mode <> 'overwrite' then
-      notifications := notifications || conflict;
+      told := told || conflict;
       rejected := rejected or p.mode = 'reject';
       hold_all := true;
       first_param := coalesce(first_param, format('reads[%s]', p.n));
@@ -235,7 +260,15 @@ begin
   end loop;
 
   foreach o in array operations loop
-    if o.type = 'create' or o.ref is not null or (o.token is null and not o.only_changed) then
+    if o.condition is not null and not missing.absent[o.n + 1]
+       and not concord_internal.row_matches(models[o.m], o.key, o.condition, tenant) then
+      r.refusal := concord_internal.refusal('precondition_failed', format('operations[%s].where', o.n));
+      return;
+    end if;
+  end loop;
+
+  foreach o in array operations loop
+    if o.type = 'create' or o.key is null or (o.token is null and not o.only_changed) then
       continue when not hold_all;
     end if;
     if o.token is not null then
@@ -246,7 +279,7 @@ begin
     conflict := null;
     current_values := null;
     wanted := coalesce(o.fields, array(select jsonb_object_keys(m.columns)));
-    if 'o ' || o.n = any (moved) and (o.mode <> 'overwrite' or o.only_changed) then
+    if moved.operations[o.n + 1] and (o.mode <> 'overwrite' or o.only_changed) then
       -- One statement, one snapshot; a target that is not there is not locked, and may come at any moment.
       select concord_internal.row_values(m, o.key, wanted, tenant), concord_internal.row_conflict(m.id, o.key, o.fields, wanted, t), concord.capture()
         into current_values, conflict, observed;
@@ -268,37 +301,28 @@ begin
     end if;
     if conflict is not null and o.type = 'update' and current_values is not null and not o.refs then
       -- Writing what is there already is no conflict.
-      proposed := concord_internal.typed_values(m, o.data);
-      conflict := conflict || jsonb_build_object('fields',
-        (select coalesce(jsonb_agg(f), '[]') from jsonb_array_elements_text(conflict->'fields') f
-          where not current_values ? f or (current_values->f)::text <> (proposed->f)::text));
-      if not (conflict->>'whole')::boolean and not (conflict->>'hidden')::boolean and conflict->'fields' = '[]'
-         or not exists (select from unnest(o.fields) f where not current_values ? f or (current_values->f)::text <> (proposed->f)::text) then
+      unequal := concord_internal.unequal_fields(m, o.key, o.data, o.fields, tenant);
+      wanted := array(select f from jsonb_array_elements_text(conflict->'fields') f where f = any (unequal));
+      if unequal = '{}' or not (conflict->>'whole')::boolean and not (conflict->>'hidden')::boolean and wanted = '{}' then
         conflict := null;
-      elsif conflict->'fields' <> '[]' then  -- of the changes, those that still conflict
-        conflict := conflict || coalesce(concord_internal.row_conflict(m.id, o.key,
-          array(select jsonb_array_elements_text(conflict->'fields')), '{}', t) - array['fields', 'hidden', 'base', 'lost'], '{}');
+      elsif cardinality(wanted) < jsonb_array_length(conflict->'fields') then  -- of the changes, those that still conflict
+        conflict := conflict || coalesce(concord_internal.row_conflict(m.id, o.key, wanted, '{}', t) - array['hidden', 'base', 'lost'], '{}')
+                    || jsonb_build_object('fields', wanted);
       end if;
     end if;
     if o.mode = 'overwrite' then
       conflict := null;
     end if;
-    if conflict is null and o.n = any (missing.absent) then
+    if missing.absent[o.n + 1] and current_values is not null then
+      unlocked_came := true;  -- it was not there to be locked, and is now: lock, and judge anew
+      return;
+    elsif conflict is null and missing.absent[o.n + 1] then
       r.refusal := concord_internal.refusal('not_found', format('operations[%s].id', o.n));
       return;
     end if;
     if conflict is not null then
-      o.conflict := concord_internal.notification(jsonb_build_object('index', o.n), o.model, o.key, o.token, observed, conflict,
-        case when o.fields is not null and current_values is not null
-             then (select coalesce(jsonb_object_agg(k, v), '{}') from jsonb_each(current_values) e(k, v) where k = any (o.fields))
-             else current_values end,
-        coalesce(o.data, '{}'));
-      if o.fields is not null then
-        o.conflict := o.conflict || jsonb_build_object('baseValues',
-          (select coalesce(jsonb_object_agg(k, v), '{}') from jsonb_each(o.conflict->'baseValues') e(k, v) where k = any (o.fields)));
-      end if;
-      notifications := notifications || o.conflict;
-      o.conflict := o.conflict || jsonb_build_object('seq', conflict->'seq');
+      told := told || concord_internal.operation_notification(o, observed, conflict, current_values);
+      o.seq := conflict->>'seq';
       o.outcome := 'held';
       rejected := rejected or o.mode = 'reject';
       first_param := coalesce(first_param, format('operations[%s]', o.n));
@@ -309,13 +333,44 @@ begin
     operations[o.n + 1] := o;
   end loop;
   r.operations := operations;
+  notifications := to_jsonb(told);
   if rejected then
     r.refusal := concord_internal.refusal('stale_context', first_param, null, jsonb_build_object('notifications', notifications));
   end if;
 end
 $$;
 
--- The token of a notification: what this statement sees, after the locks. VOLATILE for the fresh snapshot.
+-- A conflict of which nothing may be told.
+create function concord_internal.bare_conflict()
+returns jsonb
+language sql
+immutable
+return '{"fields": [], "whole": true, "changes": [], "truncated": false, "base": {}, "lost": [], "by": null}'::jsonb;
+
+-- A notification's three values cover the fields that the operation writes.
+create function concord_internal.operation_notification(o concord_internal.operation, observed text, conflict jsonb, current_values jsonb)
+returns jsonb
+language plpgsql
+immutable
+as $$
+declare
+  told jsonb := concord_internal.notification(jsonb_build_object('index', o.n), o.model, o.key, o.token, observed, conflict,
+                                              current_values, coalesce(o.data, '{}'));
+  part text;
+begin
+  if o.fields is not null then
+    foreach part in array array['currentValues', 'baseValues'] loop
+      if told->part <> 'null' then
+        told := jsonb_set(told, array[part],
+          (select coalesce(jsonb_object_agg(k, v), '{}') from jsonb_each(told->part) e(k, v) where k = any (o.fields)));
+      end if;
+    end loop;
+  end if;
+  return told;
+end
+$$;
+
+-- What an unguarded commit's receipt has seen: this moment, after the locks. VOLATILE for the fresh snapshot.
 create function concord_internal.observed_now()
 returns text
 language plpgsql
@@ -330,6 +385,8 @@ select concord_internal.open_to('concord_internal.notification(jsonb,text,text,t
 select concord_internal.open_to('concord_internal.judge_tokens(concord_internal.request,jsonb,concord_internal.models[])', 'concord_app');
 select concord_internal.open_to('concord_internal.judge_token(text[],concord_internal.token[],text,concord_internal.models,text,text,text)', 'concord_app');
 select concord_internal.open_to('concord_internal.moved_places(concord_internal.request,concord_internal.models[],text[],concord_internal.token[])', 'concord_app');
-select concord_internal.open_to('concord_internal.first_missing(concord_internal.request,concord_internal.models[],text[],text)', 'concord_app');
-select concord_internal.open_to('concord_internal.judge_request(concord_internal.request,concord_internal.models[],text[],text[],concord_internal.token[],text,text,jsonb)', 'concord_app');
+select concord_internal.open_to('concord_internal.first_missing(concord_internal.request,concord_internal.models[],text[],boolean[],text[],concord_internal.token[],text)', 'concord_app');
+select concord_internal.open_to('concord_internal.bare_conflict()', 'concord_app');
+select concord_internal.open_to('concord_internal.operation_notification(concord_internal.operation,text,jsonb,jsonb)', 'concord_app');
+select concord_internal.open_to('concord_internal.judge_request(concord_internal.request,concord_internal.models[],text[],text[],text[],concord_internal.token[],text,text)', 'concord_app');
 select concord_internal.open_to('concord_internal.observed_now()', 'concord_app');

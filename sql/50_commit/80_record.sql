@@ -7,7 +7,7 @@ immutable
 return hashtextextended(key, hashtextextended((who).id, hashtextextended((who).kind, hashtextextended((who).tenant, -3))));
 
 -- The first receipt under this key; a refusal; or null when the key is free (and ours until the transaction ends).
-create function concord_internal.replay(key text, digest bytea)
+create function concord_internal.replay(key text, given jsonb)
 returns jsonb
 language plpgsql
 security definer
@@ -15,6 +15,7 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   who constant concord.principal := concord.principal();
+  digest constant bytea := sha256(convert_to(given::text, 'UTF8'));
   c concord_internal.commits;
 begin
   if not pg_try_advisory_xact_lock(concord_internal.idempotency_lock(who, key)) then
@@ -24,7 +25,7 @@ begin
    where o.tenant = who.tenant and o.kind = who.kind and o.actor = who.id and o.idempotency_key = replay.key;
   if c.id is null or c.receipt is null then
     return null;
-  elsif c.digest <> replay.digest then
+  elsif c.digest is distinct from digest then
     return concord_internal.refusal('idempotency_mismatch', 'idempotencyKey');
   end if;
   return c.receipt || '{"replayed": true}';
@@ -32,12 +33,12 @@ end
 $$;
 
 -- Written last, as the calling principal. A raw write must not pass for a commit, and this can be called by any role that
--- commits; so it looks who calls: the second line of its call stack has to be run_commit or run_plain. They call it from a
+-- commits; so it looks who calls: the second line of its call stack has to be run_whole or run_plain. They call it from a
 -- plain assignment, so that no text of a statement, which a caller could choose, stands between; a function of that
 -- qualified name can't be made by a role that may not create in this schema, and odd names appear quoted. The words before
 -- the name are those of the first line, whatever the language of messages.
 create function concord_internal.record_commit(commit_id uuid, first_seq bigint, last_seq bigint, label text,
-  idempotency_key text, digest bytea, receipt jsonb, held jsonb)
+  idempotency_key text, given jsonb, receipt jsonb, held jsonb)
 returns bigint
 language plpgsql
 security definer
@@ -50,7 +51,7 @@ declare
 begin
   get diagnostics stack = pg_context;
   words := split_part(split_part(stack, E'\n', 1), 'concord_internal.record_commit(', 1);
-  if words = '' or not (starts_with(split_part(stack, E'\n', 2), words || 'concord_internal.run_commit(jsonb) ')
+  if words = '' or not (starts_with(split_part(stack, E'\n', 2), words || 'concord_internal.run_whole(jsonb) ')
                         or starts_with(split_part(stack, E'\n', 2), words || 'concord_internal.run_plain(jsonb) ')) then
     perform concord_internal.fail('forbidden', null,
       'only concord.commit records a commit (with concord_internal in search_path it can''t be told: take it out)');
@@ -62,7 +63,7 @@ begin
   insert into concord_internal.commits (id, xid, first_seq, last_seq, epoch, tenant, kind, actor, on_behalf_of, label,
                                         idempotency_key, digest, receipt)
   values (commit_id, pg_current_xact_id(), first_seq, last_seq, concord_internal.epoch(), who.tenant, who.kind, who.id,
-          who.on_behalf_of, label, idempotency_key, digest, case when idempotency_key is not null then receipt end);
+          who.on_behalf_of, label, idempotency_key, case when idempotency_key is not null then sha256(convert_to(given::text, 'UTF8')) end, case when idempotency_key is not null then receipt end);
   if held is not null then
     insert into concord_internal.held (commit_id, at, tenant, model, key, fields, kind, actor, by_kind, by_actor)
     select record_commit.commit_id, clock_timestamp(), who.tenant, h.model, h.id, h.fields, who.kind, who.id,
@@ -80,5 +81,5 @@ end
 $$;
 
 select concord_internal.open_to('concord_internal.idempotency_lock(concord.principal,text)', 'concord_app');
-select concord_internal.open_to('concord_internal.replay(text,bytea)', 'concord_app');
-select concord_internal.open_to('concord_internal.record_commit(uuid,bigint,bigint,text,text,bytea,jsonb,jsonb)', 'concord_app');
+select concord_internal.open_to('concord_internal.replay(text,jsonb)', 'concord_app');
+select concord_internal.open_to('concord_internal.record_commit(uuid,bigint,bigint,text,text,jsonb,jsonb,jsonb)', 'concord_app');

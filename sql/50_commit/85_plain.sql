@@ -68,7 +68,8 @@ end
 $$;
 
 -- Has anything happened to the row, to its whole model, or to the model itself, that the token has not seen? Asked once the
--- locks are held. (Transactions that were in progress when the token was taken are for the long way.)
+-- locks are held. The newest delta of the row answers, as in moved_rows: also when it is an own one, which then is for the
+-- long way.
 create function concord_internal.plain_moved(c concord_internal.plain_commit, row_key text)
 returns boolean
 language plpgsql
@@ -79,20 +80,21 @@ as $$
 declare
   t constant concord_internal.token := c.t;
 begin
-  return (t.xip <> '{}' and array_remove(t.xip, pg_current_xact_id_if_assigned()) <> '{}')
-      or not exists (
+  return not exists (
            select from concord_internal.models m
             where m.id = c.model and m.plain and not m.paused and has_any_column_privilege(concord_internal.caller(), m.rel, 'select')
-              and (m.horizon_epoch < t.epoch or m.horizon_epoch = t.epoch and m.horizon_xid < t.xmax))
+              and not (m.horizon_epoch = t.epoch and m.horizon_xid >= t.xmax or m.horizon_xid = any (t.xip)))
       or exists (select from (
            select d.epoch, d.xid from concord_internal.deltas d
             where hashtextextended(d.key, d.model::bigint) = hashtextextended(row_key, (c.model)::bigint)
               and d.key is not null and d.key = row_key and d.model = c.model
               and (d.tenant = '' or d.tenant = (select (concord.principal()).tenant))
-              and d.epoch >= t.epoch and d.xid >= t.xmin
-            order by d.seq desc limit 1) newest where newest.xid >= t.xmax)
+              and d.epoch >= case when t.xip = '{}' then t.epoch else 0 end and d.xid >= t.xmin
+            order by d.seq desc limit 1) newest where newest.epoch = t.epoch and newest.xid >= t.xmax or newest.xid = any (t.xip))
       or exists (select from concord_internal.deltas d
-                  where d.key is null and d.op <> 'g' and d.model = c.model and d.epoch >= t.epoch and d.xid >= t.xmax);
+                  where d.key is null and d.op <> 'g' and d.model = c.model and d.xid >= t.xmin
+                    and d.epoch >= case when t.xip = '{}' then t.epoch else 0 end
+                    and (d.epoch = t.epoch and d.xid >= t.xmax or d.xid = any (t.xip)));
 end
 $$;
 
@@ -111,6 +113,7 @@ $$;
 -- is so, in a query that holds the table's lock from there on: no column comes, goes or changes until the transaction ends.
 -- (See 30_delta/30_context for why the answer is a constant of the plan.) Its name, which no lock keeps, is asked
 -- by plain_context. With a tenant column only the principal's rows: a row of another tenant is not there.
+-- From the first statement to the last it runs under the caller's search_path (see 40_lock), and names operators in full.
 -- Called directly, with any arguments, it is an UPDATE that the caller could have written.
 create function concord_internal.make_plain_function(m concord_internal.models)
 returns void
@@ -128,7 +131,7 @@ begin
   end if;
   select string_agg(format($write$
     when %1$L then
-      update %2$s t set %1$I = (c.value #>> '{}')%3$s where t.%4$s = row_key::%5$s;$write$, f, m.named,
+      update %2$s t set %1$I = (c.value operator(pg_catalog.#>>) '{}')%3$s where t.%4$s operator(pg_catalog.=) row_key::%5$s;$write$, f, m.named,
            case when m.columns->f->>'t' in ('integer', 'bigint', 'boolean') then '::' || (m.columns->f->>'t') else '' end,
            key, key_type), '' order by (m.columns->f->>'n')::integer)
     into writes
@@ -141,46 +144,47 @@ begin
   execute format($function$
 create or replace function %1$s(c concord_internal.plain_commit) returns text language plpgsql as $plain$
 declare
-  was_timeout constant text := current_setting('lock_timeout');
-  was_committing constant text := coalesce(current_setting('concord.committing', true), '');
+  was_timeout constant text := pg_catalog.current_setting('lock_timeout');
+  was_path constant text := pg_catalog.current_setting('search_path');
   fits boolean;
   row_key text;
   ignored text;
   written integer;
 begin
-  select concord_internal.signature_when_planned(%2$L::regclass) = %3$L into fits from (select) as one left join only %4$s on false;
-  if fits is not true then
-    return null;
+  ignored := pg_catalog.set_config('search_path', concord_internal.callers_path(), true);
+  select concord_internal.signature_when_planned(%2$L::pg_catalog.regclass) operator(pg_catalog.=) %3$L into fits from (select) as one left join only %4$s on false;
+  if fits then
+    ignored := pg_catalog.set_config('lock_timeout', c.lock_timeout, true);
+    select %5$s into row_key from %4$s t where %6$st.%7$s operator(pg_catalog.=) (c.id)::%8$s for no key update of t;
   end if;
-  ignored := set_config('lock_timeout', c.lock_timeout, true);
-  select %5$s into row_key from %4$s t where %6$st.%7$s = (c.id)::%8$s for no key update of t;
   if row_key is not null then
-    perform pg_advisory_xact_lock_shared(concord_internal.tenant_lock('')),
-            pg_advisory_xact_lock_shared(concord_internal.tenant_lock(c.tenant)),
-            pg_advisory_xact_lock(concord_internal.row_lock(%9$s, row_key));
+    perform pg_catalog.pg_advisory_xact_lock_shared(concord_internal.tenant_lock('')),
+            pg_catalog.pg_advisory_xact_lock_shared(concord_internal.tenant_lock(c.tenant)),
+            pg_catalog.pg_advisory_xact_lock(concord_internal.row_lock(%9$s, row_key));
     if not c.unguarded and concord_internal.plain_moved(c, row_key) then
       row_key := null;
     end if;
   end if;
   if row_key is null then
-    ignored := set_config('lock_timeout', was_timeout, true);
+    ignored := pg_catalog.set_config('lock_timeout', was_timeout, true);
+    ignored := pg_catalog.set_config('search_path', was_path, true);
     return null;
   end if;
-  ignored := set_config('concord.committing', '1', true);
+  ignored := pg_catalog.set_config('concord.committing', '1', true);
   case c.field%10$s
   end case;
   get diagnostics written = row_count;
-  if written <> 1 then
+  if written operator(pg_catalog.<>) 1 then
     perform concord_internal.fail('forbidden', 'operations[0]', 'the row was not written: a policy or a trigger of the table stopped it');
   end if;
-  ignored := set_config('concord.committing', was_committing, true);
-  ignored := set_config('lock_timeout', was_timeout, true);
+  ignored := pg_catalog.set_config('lock_timeout', was_timeout, true);
+  ignored := pg_catalog.set_config('search_path', was_path, true);
   return row_key;
 end
 $plain$
 $function$, name, m.named, m.signature, m.named,
     't.' || key || case key_type when 'text' then '' else '::text' end,
-    case when m.tenant_column is null then '' else format('coalesce(%s, '''') = c.tenant and ',
+    case when m.tenant_column is null then '' else format('coalesce(%s, '''') operator(pg_catalog.=) c.tenant and ',
       concord_internal.stable_text(format('t.%I', m.tenant_column), m.columns->(m.tenant_column::text)->>'t')) end,
     key, key_type, m.id, writes);
   perform concord_internal.open_to((name || '(concord_internal.plain_commit)')::regprocedure, 'concord_app');

@@ -1,73 +1,76 @@
--- The story of a commit: parse, resolve, lock, judge, write, record, answer. All as the caller; no search_path of its own,
--- since the user's triggers must find theirs.
-create function concord_internal.run_commit(given jsonb)
+-- The story of a commit: parse, resolve, lock, judge, write, record, answer. All as the caller. `path` and `schemas` are the
+-- caller's search_path, and what it comes to; see 40_lock for who uses which.
+--
+-- concord.committing stays on until the transaction ends: a deferred trigger fires when everything here is over, and what
+-- it changes belongs to the commit. 'all' says that the locks held cover every key.
+create function concord_internal.run_commit(given jsonb, path text, schemas name[])
+returns jsonb
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  answer jsonb;
+  was_timeout constant text := current_setting('lock_timeout');
+  was_path constant text := coalesce(current_setting('concord.path', true), '');
+begin
+  -- In the caller's path nothing may stand before pg_catalog: names of types are looked up there.
+  if array_to_string(schemas, ',') !~ '^(pg_temp_[0-9]+,)?pg_catalog(,|$)' then
+    return concord_internal.refusal('invalid_request', 'search_path', 'search_path lists pg_catalog behind another schema: leave it out, and it comes first');
+  elsif current_setting('transaction_isolation') <> 'read committed' then
+    return concord_internal.refusal('invalid_request', 'isolation',
+      'commit needs READ COMMITTED: in a fixed snapshot it could not see what it has to judge');
+  elsif current_setting('transaction_read_only')::boolean then
+    return concord_internal.refusal('invalid_request', 'isolation', 'commit needs a transaction that may write');
+  end if;
+  perform set_config('concord.path', path, true);  -- a trigger may commit too: the outer one's comes back
+  answer := concord_internal.run_plain(given);
+  if answer is null then
+    -- Waits are bounded; the caller's own bound comes back: set_config would keep ours for its whole transaction.
+    perform set_config('lock_timeout', concord_internal.setting('lock_timeout'), true);
+    answer := concord_internal.run_whole(given);
+    perform set_config('lock_timeout', was_timeout, true);
+  end if;
+  perform set_config('concord.path', was_path, true);
+  return answer;
+end
+$$;
+
+create function concord_internal.run_whole(given jsonb)
 returns jsonb
 language plpgsql
 as $$
 declare
-  r concord_internal.request;
-  who concord.principal;
+  r concord_internal.request := concord_internal.parse_request(given);
+  who constant concord.principal := concord.principal();
   named concord_internal.models[];
   models concord_internal.models[];
   refusal jsonb;
   texts text[];
   tokens concord_internal.token[];
   seen concord_internal.token;
-  present text[];
+  judged_at concord_internal.token;
+  locked record;
   verdict record;
   written concord_internal.request;
-  notifications jsonb;
-  digest bytea;
-  was_timeout constant text := current_setting('lock_timeout');
-  was_committing constant text := coalesce(current_setting('concord.committing', true), '');
+  changed integer;
   commit_id constant uuid := gen_random_uuid();
   before_seq bigint;
   after_seq bigint;
   receipt jsonb;
-  held jsonb;
-  recorded bigint;
-  o concord_internal.operation;
-  i integer;
+  held_rows jsonb;
 begin
-  -- The functions here run under the caller's search_path, for the sake of its triggers. Nothing may stand before pg_catalog.
-  if pg_catalog.array_to_string(pg_catalog.current_schemas(true), ',') operator(pg_catalog.!~) '^(pg_temp_[0-9]+,)?pg_catalog(,|$)' then
-    return concord_internal.refusal('invalid_request', 'search_path', 'search_path lists pg_catalog behind another schema: leave it out, and it comes first');
-  end if;
-  perform pg_catalog.set_config('concord.path', pg_catalog.current_setting('search_path'), true);
-  -- shape
-  if current_setting('transaction_isolation') <> 'read committed' then
-    return concord_internal.refusal('invalid_request', 'isolation',
-      'commit needs READ COMMITTED: in a fixed snapshot it could not see what it has to judge');
-  elsif current_setting('transaction_read_only')::boolean then
-    return concord_internal.refusal('invalid_request', 'isolation', 'commit needs a transaction that may write');
-  end if;
-  receipt := concord_internal.run_plain(given);
-  if receipt is not null then
-    return receipt;
-  end if;
-  r := concord_internal.parse_request(given);
   if r.refusal is not null then
     return r.refusal;
-  end if;
-
-  -- identity
-  who := concord.principal();
-  if who.id is null then
+  elsif who.id is null then
     return concord_internal.refusal('unauthenticated');
-  end if;
-
-  -- idempotency
-  if r.idempotency_key is not null then
-    digest := sha256(convert_to(given::text, 'UTF8'));
-    receipt := concord_internal.replay(r.idempotency_key, digest);
+  elsif r.idempotency_key is not null then
+    receipt := concord_internal.replay(r.idempotency_key, given);
     if receipt is not null then
       return receipt;
     end if;
   end if;
 
-  -- From here on waits are bounded; the caller's own bound comes back: set_config would keep ours for its whole transaction.
-  perform set_config('lock_timeout', concord_internal.setting('lock_timeout'), true);
-  for attempt in 1 .. 4 loop
+  for attempt in 1 .. 5 loop
     -- models, columns, ids, values; with a lock on each table, so that its columns stay what we take them for
     named := concord_internal.models_named(r.model_names);
     for i in 1 .. cardinality(named) loop
@@ -77,8 +80,7 @@ begin
     end loop;
     models := concord_internal.live_models(named);
     for i in 1 .. cardinality(models) loop
-      if (models[i]).id is null or attempt = 4 then
-        perform set_config('lock_timeout', was_timeout, true);
+      if (models[i]).id is null or i = changed and attempt = 5 then
         return concord_internal.refusal(case when (named[i]).id is null then 'model_unknown' else 'model_changed' end,
           concord_internal.first_use(r, r.model_names[i]), null, jsonb_build_object('model', r.model_names[i]));
       end if;
@@ -89,23 +91,32 @@ begin
       select * into refusal, texts, tokens from concord_internal.judge_tokens(r, given, models);
       r.refusal := refusal;
     end if;
+    if r.refusal is null then
+      r.refusal := concord_internal.judge_sight(r, models);
+    end if;
     if r.refusal is not null then
-      perform set_config('lock_timeout', was_timeout, true);
       return r.refusal;
     end if;
 
     -- lock
-    present := concord_internal.lock_request(r, models, who.tenant);
+    select * into locked from concord_internal.lock_request(r, models, who.tenant);
     -- While we waited somebody may have redefined a model. Now that we hold the rows nobody retypes their table.
-    exit when concord_internal.live_models(concord_internal.models_named(r.model_names)) is not distinct from models;
+    named := concord_internal.live_models(concord_internal.models_named(r.model_names));
+    exit when named is not distinct from models;
+    changed := (select min(i) from generate_series(1, cardinality(models)) i where named[i] is distinct from models[i]);
   end loop;
 
-  loop
+  for attempt in 1 .. 100 loop
     -- judge
-    select * into verdict from concord_internal.judge_request(r, models, present, texts, tokens, who.kind, who.tenant);
+    if concord_internal.deletes_unlocked(r, models) then
+      judged_at := concord_internal.parse_token(concord_internal.observed_now());
+    end if;
+    select * into verdict from concord_internal.judge_request(r, models, locked.present, locked.unlocked, texts, tokens, who.kind, who.tenant);
     if (verdict.r).refusal is not null then
-      perform set_config('lock_timeout', was_timeout, true);
       return (verdict.r).refusal;
+    elsif verdict.unlocked_came then
+      select * into locked from concord_internal.lock_request(r, models, who.tenant);
+      continue;
     end if;
     -- what the answer's token has seen: no more than the request's tokens, or this moment
     if cardinality(tokens) = 0 then
@@ -119,7 +130,7 @@ begin
 
     -- write
     before_seq := concord_internal.last_delta_seq();
-    perform set_config('concord.committing', '1', true);
+    perform set_config('concord.committing', case when concord_internal.is_large(r) then 'all' else '1' end, true);
     if not concord_internal.deletes_unlocked(verdict.r, models) then
       written := concord_internal.write_request(verdict.r, models, who.tenant);
       exit;
@@ -128,27 +139,53 @@ begin
     -- delete, it is undone, and judged again.
     begin
       written := concord_internal.write_request(verdict.r, models, who.tenant);
-      if concord_internal.deleted_unjudged(written, models, texts, tokens) then
+      if concord_internal.deleted_unjudged(written, models, judged_at) then
         raise sqlstate 'KC999';
       end if;
       exit;
-    exception when sqlstate 'KC999' then
-      perform set_config('concord.committing', was_committing, true);
+    exception when sqlstate 'KC999' or sqlstate 'KC014' then  -- changed, or no more there; or something stops the delete
+      if sqlstate = 'KC014' and attempt > 3 then
+        raise;
+      end if;
+      written := null;
+      select * into locked from concord_internal.lock_request(r, models, who.tenant);
     end;
   end loop;
-  r := written;
-  notifications := verdict.notifications;
-  perform set_config('concord.committing', was_committing, true);
+  if written is null then
+    raise serialization_failure using message = 'rows that can''t be locked changed again and again: try again';
+  end if;
   after_seq := concord_internal.last_delta_seq();
 
   -- answer
-  receipt := concord_internal.answer(r, models, commit_id, notifications, seen, before_seq, after_seq, who.tenant);
+  receipt := concord_internal.answer(written, models, commit_id, verdict.notifications, seen, before_seq, after_seq, who.tenant);
   if receipt->'held' <> '0' then
-    held := concord_internal.held_entries(r, models);
+    held_rows := concord_internal.held_entries(written, models);
   end if;
-  recorded := concord_internal.record_commit(commit_id, before_seq, after_seq, r.label, r.idempotency_key, digest, receipt, held);
-  perform set_config('lock_timeout', was_timeout, true);
+  after_seq := concord_internal.record_commit(commit_id, before_seq, after_seq, r.label, r.idempotency_key, given, receipt, held_rows);
   return receipt;
+end
+$$;
+
+-- What is judged has to be looked at: a model that the login, or the role that it has set, may not select from is refused
+-- before anything is locked. (That need not be who commit runs as: see 50_judge.)
+create function concord_internal.judge_sight(r concord_internal.request, models concord_internal.models[])
+returns jsonb
+language plpgsql
+stable
+as $$
+declare
+  hidden constant integer := concord_internal.out_of_sight(array(
+    select (models[u.m]).id from unnest(r.operations) u where u.token is not null and u.type <> 'create'
+    union
+    select (models[u.m]).id from unnest(r.premises) u where u.m is not null));
+  n integer;
+begin
+  if hidden is null then
+    return null;
+  end if;
+  n := (select min(i) from generate_series(1, cardinality(models)) i where (models[i]).id = hidden);
+  return concord_internal.refusal('forbidden', concord_internal.first_use(r, r.model_names[n]),
+    'the login, or the role that it has set, may not select from this table: grant it, or commit as a role that may');
 end
 $$;
 
@@ -159,7 +196,7 @@ stable
 as $$
 begin
   for i in 1 .. cardinality(models) loop
-    if not has_any_column_privilege((models[i]).rel, 'update')
+    if (not has_any_column_privilege((models[i]).rel, 'update') or row_security_active((models[i]).rel))
        and exists (select from unnest(r.operations) o where o.m = i and o.type = 'delete' and o.outcome is null) then
       return true;
     end if;
@@ -168,16 +205,17 @@ begin
 end
 $$;
 
-create function concord_internal.deleted_unjudged(r concord_internal.request, models concord_internal.models[],
-  texts text[], tokens concord_internal.token[])
+-- Has a deleted row changed since it was judged?
+create function concord_internal.deleted_unjudged(r concord_internal.request, models concord_internal.models[], judged_at concord_internal.token)
 returns boolean
 language plpgsql
 as $$
 begin
   return exists (
     select from unnest(r.operations) o
-     where o.type = 'delete' and o.outcome = 'applied' and o.token is not null and o.mode is distinct from 'overwrite'
-       and concord_internal.row_conflict((models[o.m]).id, o.key, null, '{}', tokens[array_position(texts, o.token)]) is not null);
+     where o.type = 'delete' and o.outcome = 'applied'
+       and (o.condition is not null or o.token is not null and o.mode is distinct from 'overwrite')
+       and concord_internal.row_conflict((models[o.m]).id, o.key, null, '{}', judged_at) is not null);
 end
 $$;
 
@@ -215,7 +253,7 @@ returns jsonb
 language sql
 immutable
 as $$
-  select jsonb_agg(jsonb_build_object('model', (models[u.m]).id, 'id', u.key, 'fields', u.fields, 'seq', u.conflict->'seq'))
+  select jsonb_agg(jsonb_build_object('model', (models[u.m]).id, 'id', u.key, 'fields', u.fields, 'seq', u.seq))
     from unnest(r.operations) u where u.outcome = 'held'
 $$;
 
@@ -257,12 +295,12 @@ returns jsonb
 language plpgsql
 as $$
 declare
-  answer constant jsonb := concord_internal.run_commit(request);
+  answer constant jsonb := concord_internal.run_commit(request, pg_catalog.current_setting('search_path'), pg_catalog.current_schemas(true));
 begin
-  if answer ? 'object' then
+  if answer operator(pg_catalog.?) 'object' then
     return answer;
   end if;
-  return jsonb_build_object('object', 'commit_receipt', 'id', null, 'status', 'rejected', 'replayed', false, 'syncId', null,
+  return pg_catalog.jsonb_build_object('object', 'commit_receipt', 'id', null, 'status', 'rejected', 'replayed', false, 'syncId', null,
     'readAt', null, 'applied', 0, 'held', 0, 'unchanged', 0, 'operations', '[]'::jsonb, 'notifications', '[]'::jsonb, 'error', answer);
 end
 $$;
@@ -275,9 +313,9 @@ returns jsonb
 language plpgsql
 as $$
 declare
-  answer constant jsonb := concord_internal.run_commit(request);
+  answer constant jsonb := concord_internal.run_commit(request, pg_catalog.current_setting('search_path'), pg_catalog.current_schemas(true));
 begin
-  if not answer ? 'object' then
+  if not answer operator(pg_catalog.?) 'object' then
     perform concord_internal.raise_refusal(answer);
   end if;
   return answer;
@@ -293,9 +331,26 @@ returns jsonb
 language plpgsql
 stable
 as $$
+begin
+  return concord_internal.read_row(model, id, pg_catalog.current_setting('search_path'));
+end
+$$;
+comment on function concord.read(text, text) is
+  'One row and the token it was read under, from one snapshot: {"data": row or null, "readAt": token}. The row has the columns
+that the caller may select; null when there is no such row, or none for the caller. Values as in notifications: JSON of
+built-in types, the output text of others. Errors: model_unknown, invalid_request (an id of the wrong shape), contended (40001: the table was altered meanwhile).';
+
+create function concord_internal.read_row(model text, id text, path text)
+returns jsonb
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
 declare
   who constant concord.principal := concord.principal();
   m concord_internal.models;
+  answer jsonb;
+  was_path constant text := coalesce(current_setting('concord.path', true), '');
 begin
   if model is null or id is null then
     perform concord_internal.fail('invalid_request', case when model is null then 'model' else 'id' end, 'may not be null');
@@ -305,18 +360,17 @@ begin
     perform concord_internal.fail('model_unknown', 'model', format('no tracked table goes by the name %L', model), jsonb_build_object('model', model));
   end if;
   m := concord_internal.readable_model(m);
-  return jsonb_build_object('readAt', concord.capture(), 'data',
-    concord_internal.row_values(m, concord_internal.canonical_id(m, id), array(select jsonb_object_keys(m.columns)), coalesce(who.tenant, '')));
+  perform set_config('concord.path', path, true);
+  select jsonb_build_object('readAt', concord.capture(), 'data',
+           concord_internal.row_values(m, concord_internal.canonical_id(m, id), array(select jsonb_object_keys(m.columns)), coalesce(who.tenant, '')))
+    into answer;
+  perform set_config('concord.path', was_path, true);
+  return answer;
 exception when undefined_column then
   -- The statement waited for an ALTER TABLE, and its snapshot is older than the columns that it found.
   raise serialization_failure using message = format('the columns of %s changed while it was read: try again', model);
 end
 $$;
-comment on function concord.read(text, text) is
-  'One row and the token it was read under, from one snapshot: {"data": row or null, "readAt": token}. The row has the columns
-that the caller may select; null when there is no such row, or none for the caller. Values as in notifications: JSON of
-built-in types, the output text of others. Errors: model_unknown, invalid_request (an id of the wrong shape), contended (40001: the table was altered meanwhile).';
-
 -- The model over its live columns, drifted or not: reading compares nothing.
 create function concord_internal.readable_model(m concord_internal.models)
 returns concord_internal.models
@@ -332,9 +386,12 @@ begin
 end
 $$;
 
-select concord_internal.open_to('concord_internal.run_commit(jsonb)', 'concord_app');
+select concord_internal.open_to('concord_internal.run_commit(jsonb,text,name[])', 'concord_app');
+select concord_internal.open_to('concord_internal.run_whole(jsonb)', 'concord_app');
+select concord_internal.open_to('concord_internal.judge_sight(concord_internal.request,concord_internal.models[])', 'concord_app');
+select concord_internal.open_to('concord_internal.read_row(text,text,text)', 'concord_app');
 select concord_internal.open_to('concord_internal.deletes_unlocked(concord_internal.request,concord_internal.models[])', 'concord_app');
-select concord_internal.open_to('concord_internal.deleted_unjudged(concord_internal.request,concord_internal.models[],text[],concord_internal.token[])', 'concord_app');
+select concord_internal.open_to('concord_internal.deleted_unjudged(concord_internal.request,concord_internal.models[],concord_internal.token)', 'concord_app');
 select concord_internal.open_to('concord_internal.live_models(concord_internal.models[])', 'concord_app');
 select concord_internal.open_to('concord_internal.first_use(concord_internal.request,text)', 'concord_app');
 select concord_internal.open_to('concord_internal.held_entries(concord_internal.request,concord_internal.models[])', 'concord_app');

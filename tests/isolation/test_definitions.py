@@ -267,67 +267,45 @@ def test_pausing_what_is_paused(deck: Story) -> None:
 # --- definitions that change while a commit waits -------------------------------------------------
 
 
-@pytest.mark.usefixtures("way")
-def test_untracked_under_the_wait(deck: Story) -> None:
-    """No lost update: the log no longer answers for what was seen before the wait.
-
-    Judged by a model that is gone nothing is stale, and the write would go over theirs.
-    """
-    owner, ana = deck.raw("owner"), deck.actor("ana")
-    token = ana.capture()
-    deck.psql("update slides set title = 'theirs' where id = 1")
-    owner.run("begin; select concord.untrack('slides')")
-    ana.start_commit(request(update("slides", 1, title="mine"), read_at=token))
-    ana.blocked()
-    owner.run("commit")
-    with refused("model_unknown"):
-        ana.finish_commit()
-    assert deck.value("select title from slides where id = 1") == "theirs"
-
-
-@pytest.mark.usefixtures("way")
-def test_untracked_and_tracked_under_the_wait(deck: Story) -> None:
-    """No lost update: the same with another model of the same name in its place."""
-    owner, ana = deck.raw("owner"), deck.actor("ana")
-    token = ana.capture()
-    owner.run("begin; select concord.untrack('slides')")
-    owner.run("update slides set title = 'unlogged' where id = 1")
-    owner.run(TRACK)
-    ana.start_commit(request(update("slides", 1, title="mine"), read_at=token))
-    ana.blocked()
-    owner.run("commit")
-    with refused("model_changed"):
-        ana.finish_commit()
-    assert deck.value("select title from slides where id = 1") == "unlogged"
+UNLOGGED = "update slides set title = 'unlogged' where id = 1"
+UNDER_THE_WAIT = {
+    # The log no longer answers for what was seen before the wait: judged by a model that is gone
+    # nothing is stale, and the write would go over theirs.
+    "untracked": (
+        ["update slides set title = 'theirs' where id = 1", "select concord.untrack('slides')"],
+        "model_unknown",
+    ),
+    # The same with another model of the same name in its place.
+    "untracked and tracked": (
+        ["select concord.untrack('slides')", UNLOGGED, TRACK],
+        "model_changed",
+    ),
+    # The gap lies behind a lock that the commit waited for.
+    "paused and resumed": (
+        ["select concord.pause('slides')", UNLOGGED, "select concord.resume('slides')"],
+        "model_changed",
+    ),
+    # Values can't be compared across a change of type.
+    "retyped": (["alter table slides alter body type varchar(9)"], "model_changed"),
+}
 
 
 @pytest.mark.usefixtures("way")
-def test_paused_and_resumed_under_the_wait(deck: Story) -> None:
-    """No lost update: the gap lies behind a lock that the commit waited for."""
+@pytest.mark.parametrize("what", UNDER_THE_WAIT)
+def test_redefined_under_the_wait(deck: Story, what: str) -> None:
+    """No lost update, never a guess: the model that is judged by is the one after the wait."""
     owner, ana = deck.raw("owner"), deck.actor("ana")
+    statements, code = UNDER_THE_WAIT[what]
     token = ana.capture()
-    owner.run("begin; select concord.pause('slides')")
-    owner.run("update slides set title = 'unlogged' where id = 1")
-    owner.run("select concord.resume('slides')")
-    ana.start_commit(request(update("slides", 1, title="mine"), read_at=token))
+    owner.run("begin")
+    for statement in statements:
+        owner.run(statement)
+    ana.start_commit(request(update("slides", 1, title="mine", body="mine"), read_at=token))
     ana.blocked()
     owner.run("commit")
-    with refused("model_changed"):
+    with refused(code):
         ana.finish_commit()
-    assert deck.value("select title from slides where id = 1") == "unlogged"
-
-
-@pytest.mark.usefixtures("way")
-def test_retyped_under_the_wait(deck: Story) -> None:
-    """Never a guess: values can't be compared across a change of type."""
-    owner, ana = deck.raw("owner"), deck.actor("ana")
-    token = ana.capture()
-    owner.run("begin; alter table slides alter body type varchar(9)")
-    ana.start_commit(request(update("slides", 1, body="mine"), read_at=token))
-    ana.blocked()
-    owner.run("commit")
-    with refused("model_changed"):
-        ana.finish_commit()
+    assert deck.value("select title from slides where id = 1") != "mine"
 
 
 PARTED = """

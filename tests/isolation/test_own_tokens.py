@@ -129,11 +129,8 @@ def test_capture_before_a_savepoint_is_taken_back(deck: Story) -> None:
         ana.commit(request(update("slides", 1, title="next"), read_at=token))
 
 
-HIDDEN = pytest.mark.xfail(strict=True, reason="plain_moved looks at the newest change alone")
-
-
 @pytest.mark.usefixtures("way")
-@pytest.mark.parametrize("way", [pytest.param("plain", marks=HIDDEN), "long"], indirect=True)
+@pytest.mark.parametrize("way", ["plain", "long"], indirect=True)
 @pytest.mark.parametrize("whose", ["own", "somebody else's"])
 def test_an_own_write_over_an_unseen_change(deck: Story, whose: str) -> None:
     """No lost update: that the newest change is one's own says nothing of the one before it."""

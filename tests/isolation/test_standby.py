@@ -34,8 +34,10 @@ def standby(primary: Story) -> Iterator[Database]:
     assert isinstance(server, OwnServer)
     scratch = scratch_dir("pyconcord-standby-")
     data = scratch / "data"
-    backup = [server.bin("pg_basebackup"), "-d", server.dsn(), "-D", data, "-R", "-c", "fast"]
-    subprocess.run(backup, check=True, capture_output=True)
+    options = ["-d", server.dsn(), "-R", "-c", "fast"]
+    subprocess.run(
+        [server.bin("pg_basebackup"), "-D", data, *options], check=True, capture_output=True
+    )
     for lock in data.glob(".s.PGSQL.*.lock"):  # of the primary's socket, which lies in its data
         lock.unlink()
     if os.geteuid() == 0:  # the server runs as whom the directory belongs to

@@ -57,7 +57,6 @@ def test_an_update_that_a_trigger_swallows(deck: Story, batch: str, guarded: boo
     swallowed(deck, *(update("slides", id, title="mine") for id in ids), read_at=token, **more)
 
 
-@pytest.mark.xfail(strict=True, reason="lock_rows repeats without end for what it may not lock")
 @pytest.mark.parametrize("batch", BATCHES)
 def test_an_update_that_a_policy_hides_the_row_from(deck: Story, batch: str) -> None:
     """A row that may be read and not updated can't be locked."""

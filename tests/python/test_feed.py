@@ -18,10 +18,10 @@ import psycopg
 import pytest
 from jsonschema import Draft202012Validator
 from psycopg.rows import dict_row
-from psycopg.types.json import Jsonb
 
 from pyconcord import schemas
 from tests.support import Database, OwnServer
+from tests.talk import act, capture, commit, refused
 
 Connection = psycopg.Connection[Any]
 Row = dict[str, Any]
@@ -64,14 +64,6 @@ def world(db: Database) -> Iterator[World]:
     admin.execute("revoke concord_app from owner")
 
 
-def act(
-    connection: Connection, actor: str = "ana", tenant: str = "acme", kind: str = "user"
-) -> None:
-    connection.execute(
-        "select concord.act_as(%s, %s, %s, is_local => false)", (tenant, kind, actor)
-    )
-
-
 def rows(connection: Connection, query: str, *params: Any) -> list[Row]:
     """The rows of history or changes, each as its schema says."""
     with connection.cursor(row_factory=dict_row) as cursor:
@@ -107,29 +99,6 @@ def feed(connection: Connection, since: str | None, max: int = 1000) -> tuple[li
 
 def seqs(changes: list[Row]) -> list[int]:
     return [change["sync_id"] for change in changes]
-
-
-def capture(connection: Connection) -> str:
-    ((token,),) = connection.execute("select concord.capture()")
-    return str(token)
-
-
-def commit(connection: Connection, request: Row) -> Row:
-    ((receipt,),) = connection.execute("select concord.commit(%s)", (Jsonb(request),))
-    return dict(receipt)
-
-
-def code_of(error: psycopg.Error) -> tuple[str, str | None]:
-    detail = json.loads(error.diag.message_detail or "{}")
-    return detail["code"], detail.get("param")
-
-
-def refused(connection: Connection, query: str, *params: Any) -> tuple[str, str | None]:
-    """The code and the parameter that the call is refused with; the connection goes on working."""
-    with pytest.raises(psycopg.Error) as raised:
-        connection.execute(query, params)
-    assert connection.execute("select 1").fetchone() == (1,)
-    return code_of(raised.value)
 
 
 # --- history --------------------------------------------------------------------------------------

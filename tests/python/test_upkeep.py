@@ -5,7 +5,6 @@ Time is moved by altering what the log says about it, as a superuser; ids are us
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import threading
@@ -20,6 +19,7 @@ from psycopg.types.json import Jsonb
 
 from pyconcord.embedded import copy_installation, scratch_dir, server_version_dirs
 from tests.support import PG_VERSION, Database, OwnServer
+from tests.talk import act, capture, code_of, commit, refused
 
 Connection = psycopg.Connection[Any]
 Report = dict[str, Any]
@@ -129,31 +129,6 @@ def upkeep(db: Database) -> Upkeep:
     found = Upkeep(db, admin, owner, db.connect("app"))
     found.slowly()
     return found
-
-
-def code_of(error: psycopg.Error) -> tuple[str, str | None]:
-    detail = json.loads(error.diag.message_detail or "{}")
-    return detail["code"], detail.get("param")
-
-
-def refused(connection: Connection, query: str, *params: Any) -> tuple[str, str | None]:
-    with pytest.raises(psycopg.Error) as raised:
-        connection.execute(query, params)
-    return code_of(raised.value)
-
-
-def capture(connection: Connection) -> str:
-    ((token,),) = connection.execute("select concord.capture()")
-    return str(token)
-
-
-def act(connection: Connection, tenant: str = "acme") -> None:
-    connection.execute("select concord.act_as(%s, 'user', 'ana', is_local => false)", (tenant,))
-
-
-def commit(connection: Connection, request: dict[str, Any]) -> dict[str, Any]:
-    ((receipt,),) = connection.execute("select concord.commit(%s)", (Jsonb(request),))
-    return dict(receipt)
 
 
 def update(title: str, **more: Any) -> dict[str, Any]:
@@ -334,9 +309,8 @@ def test_a_service_may_maintain(upkeep: Upkeep) -> None:
 
 
 def test_maintain_does_not_run_read_only(upkeep: Upkeep) -> None:
-    upkeep.admin.execute("begin read only")
+    upkeep.admin.execute("set default_transaction_read_only = on")
     assert refused(upkeep.admin, "select concord.maintain()") == ("invalid_request", None)
-    upkeep.admin.execute("rollback")
 
 
 # --- retention ------------------------------------------------------------------------------------
