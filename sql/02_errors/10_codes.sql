@@ -42,6 +42,7 @@ end;
 create function concord_internal.raise_refusal(refusal jsonb)
 returns void
 language plpgsql
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   state text;

@@ -89,7 +89,7 @@ begin
   if array_length(part, 1) = 1 then
     return part[1];
   end if;
-  return (select 'jsonb_build_object(' ||
+  return (select 'pg_catalog.jsonb_build_object(' ||
                  string_agg(format('%L, %s', name,
                    case when columns->(name::text)->>'t' in ('smallint', 'integer', 'bigint')
                         then format('%s.%I', alias, name) else part[n] end), ', ' order by n) || ')::text'
@@ -103,11 +103,12 @@ returns text
 language sql
 immutable
 return case
-  when type in ('date') or type like 'timestamp%without time zone' then format('to_jsonb(%s) #>> ''{}''', expression)
-  when type like 'timestamp%with time zone' then format('(to_jsonb(%s at time zone ''UTC'') #>> ''{}'') || ''Z''', expression)
-  when type = 'bytea' then format('''\x'' || encode(%s, ''hex'')', expression)
+  when type in ('date') or type like 'timestamp%without time zone' then format('pg_catalog.to_jsonb(%s) operator(pg_catalog.#>>) ''{}''', expression)
+  when type like 'timestamp%with time zone' then
+    format('(pg_catalog.to_jsonb(pg_catalog.timezone(''UTC'', %s)) operator(pg_catalog.#>>) ''{}'') operator(pg_catalog.||) ''Z''', expression)
+  when type = 'bytea' then format('''\x'' operator(pg_catalog.||) pg_catalog.encode(%s, ''hex'')', expression)
   when type in ('uuid', 'text', 'smallint', 'integer', 'bigint') or type like 'character varying%' then expression || '::text'
-  else format('format(''%%s'', %s)', expression)
+  else format('pg_catalog.format(''%%s'', %s)', expression)
 end;
 
 -- The columns that group templates name.

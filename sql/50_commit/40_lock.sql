@@ -55,25 +55,25 @@ as $$
 declare
   was_path constant text := current_setting('search_path');
   key_text constant text := '(' || concord_internal.key_expression(m.key_columns, m.columns, 't') || ')';
-  look constant text := 'select array_agg(s.k) from (' || concord_internal.rows_by_key(m, key_text || ' collate "C" as k', tenant) || ') s';
+  look constant text := 'select pg_catalog.array_agg(s.k) from (' || concord_internal.rows_by_key(m, key_text || ' collate "C" as k', tenant) || ') s';
   look_for_others constant text := look || ' where s.k operator(pg_catalog.<>) all ($2)';
-  lock constant text := 'select array_agg(s.k) from ('
+  lock constant text := 'select pg_catalog.array_agg(s.k) from ('
     || concord_internal.rows_by_key(m, key_text || ' collate "C" as k', tenant) || ' order by 1 for ' || strength || ' of t) s';
 begin
   unlocked := '{}';
   perform set_config('search_path', concord_internal.callers_path(), true);
-  if not has_any_column_privilege(m.rel, 'update') then
+  if not pg_catalog.has_any_column_privilege(m.rel, 'update') then
     execute look into present using keys;
   else
-    for attempt in 1 .. case when row_security_active(m.rel) then 5 else 100 end loop
+    for attempt in 1 .. case when pg_catalog.row_security_active(m.rel) then 5 else 100 end loop
       execute lock into present using keys;
       unlocked := null;
-      exit when cardinality(present) = cardinality(keys);
+      exit when pg_catalog.cardinality(present) operator(pg_catalog.=) pg_catalog.cardinality(keys);
       execute look_for_others into unlocked using keys, coalesce(present, '{}');
       exit when unlocked is null;
     end loop;
   end if;
-  perform set_config('search_path', was_path, true);
+  perform pg_catalog.set_config('search_path', was_path, true);
   unlocked := coalesce(unlocked, '{}');
   if unlocked <> '{}' and not row_security_active(m.rel) then
     raise serialization_failure using message = format('rows of %s were deleted and created again and again: try again', m.name);

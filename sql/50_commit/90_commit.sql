@@ -376,6 +376,7 @@ create function concord_internal.readable_model(m concord_internal.models)
 returns concord_internal.models
 language plpgsql
 stable
+set search_path = pg_catalog, pg_temp
 as $$
 begin
   if concord_internal.signature(m.rel) <> m.signature then
