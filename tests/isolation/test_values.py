@@ -1,4 +1,4 @@
-"""What is written, compared and told of values, whatever their types and whatever the ids become."""
+"""What is written, compared and told of values, whatever their types; and what ids become."""
 
 from __future__ import annotations
 
@@ -149,8 +149,8 @@ end $$;
 create domain picky as text check (says_no(value));
 create type mood as enum ('calm', 'cross');
 create table refusing (id int primary key, tq tsquery, jp jsonpath, tv tsvector, rt regtype,
-  rc regclass, rp regproc, e even, g given default '', p picky, m mood, x xml, i int, f float8, u uuid,
-  es even[], inet inet, r int4range, l pg_lsn, vc varchar(3), t text);
+  rc regclass, rp regproc, e even, g given default '', p picky, m mood, x xml, i int, f float8,
+  u uuid, es even[], inet inet, r int4range, l pg_lsn, vc varchar(3), t text);
 insert into refusing (id) values (1);
 create table by_even (id even primary key, t text);
 create table by_picky (a picky, b int, t text, primary key (a, b));
@@ -255,8 +255,9 @@ create table odd (id int primary key, t text,
   ip cidr, tid tid, snap pg_snapshot);
 insert into odd values (1, '',
   array['{}'::json], array['(1,1)'::point], row('{}', 1),
-  array[row('{}', 1)::pair], row('x', 1), '$.a', '1.5', 'a b', '(1,1),(0,0)', '{[1,2)}', '<(0,0),1>',
-  '(1,1)', '{"b": 1, "a": 2}', '{"a": 1}', -0.0, 'odd', 'calm', '{calm}', 'vc', 'bp', '1 day', '101',
+  array[row('{}', 1)::pair], row('x', 1), '$.a', '1.5', 'a b', '(1,1),(0,0)', '{[1,2)}',
+  '<(0,0),1>', '(1,1)', '{"b": 1, "a": 2}', '{"a": 1}', -0.0, 'odd', 'calm', '{calm}', 'vc', 'bp',
+  '1 day', '101',
   'nm', '10.0.0.0/8', '(0,1)', '10:20:10,14');
 insert into odd (id, t) values (2, '');
 select concord.track('odd');
