@@ -99,7 +99,7 @@ begin
     end if;
   end if;
   if d.before is not null and s.valued is distinct from '{}' then
-    c.before := d.before;
+    c.before := concord_internal.as_jsonb(d.before);
     if s.valued is not null then
       c.before := (select coalesce(jsonb_object_agg(key, value), '{}') from jsonb_each(c.before) where key = any (s.valued));
     end if;

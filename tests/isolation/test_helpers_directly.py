@@ -22,7 +22,7 @@ from tests.isolation.schedule import Session, Story, fails, request, update
 
 # Work out something from their arguments, and look at nothing. The server makes sure: IMMUTABLE.
 COMPUTE = """
-any_value_columns bad_reference error_codes first_key first_use format_token
+any_value_columns as_jsonb bad_reference error_codes first_key first_use format_token
 group_lock has_seen held_entries idempotency_lock intersect_tokens json_expression
 json_object_expression key_data key_expression kind_name most_locks
 notification operation_problem own_entries premise_problem record_of reference retyped row_lock
