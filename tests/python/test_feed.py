@@ -1066,6 +1066,30 @@ def test_conflicts_are_what_was_held_and_by_whom(world: World, conflict: Row) ->
     assert [found["actor"] for found in held(world.owner)] == ["bot"]
 
 
+def test_a_conflict_with_an_unknown_author_names_neither_kind_nor_id(world: World) -> None:
+    """Here a premise held the operation: whom it met is not in the log of the operation's row."""
+    app = world.app
+    world.owner.execute("insert into slides values (1, 'a', 'one', 'body'), (2, 'a', 'two', '')")
+    act(app, "bot", kind="agent")
+    token = capture(app)
+    other = world.writer()
+    act(other, "ana")
+    other.execute("update slides set title = 'moved' where id = 2")
+    held_by_premise = {"type": "update", "model": "slides", "id": 1, "data": {"title": "mine"}}
+    receipt = commit(
+        app,
+        {
+            "readAt": token,
+            "onStale": "notify",
+            "operations": [held_by_premise],
+            "reads": [{"model": "slides", "id": 2}],
+        },
+    )
+    assert receipt["held"] == 1
+    (row,) = held(app)
+    assert (row["by_kind"], row["by_actor"]) == (None, None)
+
+
 def test_conflicts_are_behind_the_same_wall(world: World, conflict: Row) -> None:
     app = world.app
     assert conflict["held"] == 1
