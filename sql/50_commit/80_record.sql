@@ -21,7 +21,9 @@ begin
     return concord_internal.refusal('idempotency_in_progress', 'idempotencyKey');
   end if;
   select * into c from concord_internal.commits o
-   where o.tenant = who.tenant and o.kind = who.kind and o.actor = who.id and o.idempotency_key = replay.key;
+   where concord_internal.idempotency_digest(o.tenant, o.kind, o.actor, o.idempotency_key)
+         = concord_internal.idempotency_digest(who.tenant, who.kind, who.id, replay.key)
+     and o.tenant = who.tenant and o.kind = who.kind and o.actor = who.id and o.idempotency_key = replay.key;
   if c.id is null or c.receipt is null then
     return null;
   elsif c.digest <> replay.digest then
