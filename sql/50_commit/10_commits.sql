@@ -15,7 +15,8 @@ create table concord_internal.commits (
   label text,
   idempotency_key text collate "C",
   digest bytea,
-  receipt jsonb                         -- kept where there is an idempotency key
+  receipt jsonb,                        -- kept where there is an idempotency key: see kept_receipt
+  about bigint[]                        -- rows whose values it tells: hashtextextended(key, model)
 );
 create index commits_xid on concord_internal.commits (xid);
 
@@ -29,6 +30,8 @@ return sha256(convert_to(tenant || E'\x1f' || kind || E'\x1f' || actor || E'\x1f
 
 create unique index commits_idempotency on concord_internal.commits (concord_internal.idempotency_digest(tenant, kind, actor, idempotency_key))
   where idempotency_key is not null;
+-- So that a row can be forgotten without a look at every receipt.
+create index commits_about on concord_internal.commits using gin (about) where about is not null;
 
 -- What notify did not apply. The author still has to resolve it.
 create table concord_internal.held (

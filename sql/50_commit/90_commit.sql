@@ -17,7 +17,6 @@ declare
   verdict record;
   written concord_internal.request;
   notifications jsonb;
-  digest bytea;
   was_timeout constant text := current_setting('lock_timeout');
   was_committing constant text := coalesce(current_setting('concord.committing', true), '');
   commit_id constant uuid := gen_random_uuid();
@@ -57,8 +56,7 @@ begin
 
   -- idempotency
   if r.idempotency_key is not null then
-    digest := sha256(convert_to(given::text, 'UTF8'));
-    receipt := concord_internal.replay(r.idempotency_key, digest);
+    receipt := concord_internal.replay(r.idempotency_key, given);
     if receipt is not null then
       return receipt;
     end if;
@@ -145,7 +143,7 @@ begin
   if receipt->'held' <> '0' then
     held := concord_internal.held_entries(r, models);
   end if;
-  recorded := concord_internal.record_commit(commit_id, before_seq, after_seq, r.label, r.idempotency_key, digest, receipt, held);
+  recorded := concord_internal.record_commit(commit_id, before_seq, after_seq, r.label, r.idempotency_key, given, receipt, held, models);
   perform set_config('lock_timeout', was_timeout, true);
   return receipt;
 end
