@@ -88,7 +88,7 @@ create function concord_internal.kind_name(kind "char")
 returns text
 language sql
 immutable
-return case kind when 'u' then 'user' when 'a' then 'agent' else 'system' end;
+return case kind when 'u' then 'user' when 'a' then 'agent' when 's' then 'system' end;
 
 select concord_internal.open_to('concord.principal()', 'public');
 select concord_internal.open_to('concord.act_as(text,text,text,text,boolean)', 'public');

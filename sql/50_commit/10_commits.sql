@@ -15,11 +15,23 @@ create table concord_internal.commits (
   label text,
   idempotency_key text collate "C",
   digest bytea,
-  receipt jsonb                         -- kept where there is an idempotency key
+  receipt jsonb,                        -- kept where there is an idempotency key: see kept_receipt
+  about bigint[]                        -- rows whose values it tells: hashtextextended(key, model)
 );
 create index commits_xid on concord_internal.commits (xid);
-create unique index commits_idempotency on concord_internal.commits (tenant, kind, actor, idempotency_key)
+
+-- Whose key, as one short value: tenant, id and key may have 255 characters each, and together be too long for an index. (Not
+-- md5, which a server in FIPS mode refuses. The separator is in no tenant, kind or id.)
+create function concord_internal.idempotency_digest(tenant text, kind text, actor text, key text)
+returns bytea
+language sql
+immutable
+return sha256(convert_to(tenant || E'\x1f' || kind || E'\x1f' || actor || E'\x1f' || key, 'UTF8'));
+
+create unique index commits_idempotency on concord_internal.commits (concord_internal.idempotency_digest(tenant, kind, actor, idempotency_key))
   where idempotency_key is not null;
+-- So that a row can be forgotten without a look at every receipt.
+create index commits_about on concord_internal.commits using gin (about) where about is not null;
 
 -- What notify did not apply. The author still has to resolve it.
 create table concord_internal.held (
@@ -47,4 +59,5 @@ as $$
    limit 1
 $$;
 
+select concord_internal.open_to('concord_internal.idempotency_digest(text,text,text,text)');
 select concord_internal.open_to('concord_internal.commit_of(concord_internal.deltas)');

@@ -6,6 +6,12 @@ language sql
 immutable
 return hashtextextended(key, hashtextextended((who).id, hashtextextended((who).kind, hashtextextended((who).tenant, -3))));
 
+create function concord_internal.request_digest(given jsonb)
+returns bytea
+language sql
+immutable
+return sha256(convert_to(given::text, 'UTF8'));
+
 -- The first receipt under this key; a refusal; or null when the key is free (and ours until the transaction ends).
 create function concord_internal.replay(key text, given jsonb)
 returns jsonb
@@ -15,20 +21,25 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   who constant concord.principal := concord.principal();
-  digest constant bytea := sha256(convert_to(given::text, 'UTF8'));
   c concord_internal.commits;
 begin
-  if not pg_try_advisory_xact_lock(concord_internal.idempotency_lock(who, key)) then
+  if who.id is null then
+    return concord_internal.refusal('unauthenticated');
+  elsif key is null or given is null then
+    return concord_internal.refusal('invalid_request', case when key is null then 'idempotencyKey' end);
+  elsif not pg_try_advisory_xact_lock(concord_internal.idempotency_lock(who, key)) then
     return concord_internal.refusal('idempotency_in_progress', 'idempotencyKey');
   end if;
   select * into c from concord_internal.commits o
-   where o.tenant = who.tenant and o.kind = who.kind and o.actor = who.id and o.idempotency_key = replay.key;
+   where concord_internal.idempotency_digest(o.tenant, o.kind, o.actor, o.idempotency_key)
+         = concord_internal.idempotency_digest(who.tenant, who.kind, who.id, replay.key)
+     and o.tenant = who.tenant and o.kind = who.kind and o.actor = who.id and o.idempotency_key = replay.key;
   if c.id is null or c.receipt is null then
     return null;
-  elsif c.digest is distinct from digest then
+  elsif c.digest is distinct from concord_internal.request_digest(given) then
     return concord_internal.refusal('idempotency_mismatch', 'idempotencyKey');
   end if;
-  return c.receipt || '{"replayed": true}';
+  return concord_internal.told_receipt(c.receipt) || '{"replayed": true}';
 end
 $$;
 
@@ -38,7 +49,7 @@ $$;
 -- qualified name can't be made by a role that may not create in this schema, and odd names appear quoted. The words before
 -- the name are those of the first line, whatever the language of messages.
 create function concord_internal.record_commit(commit_id uuid, first_seq bigint, last_seq bigint, label text,
-  idempotency_key text, given jsonb, receipt jsonb, held jsonb)
+  idempotency_key text, given jsonb, receipt jsonb, held jsonb, models concord_internal.models[] default null)
 returns bigint
 language plpgsql
 security definer
@@ -48,6 +59,9 @@ declare
   who constant concord.principal := concord.principal();
   stack text;
   words text;
+  digest bytea;
+  kept jsonb;
+  about bigint[];
 begin
   get diagnostics stack = pg_context;
   words := split_part(split_part(stack, E'\n', 1), 'concord_internal.record_commit(', 1);
@@ -60,10 +74,17 @@ begin
     perform concord_internal.fail('unauthenticated');
   end if;
   last_seq := coalesce(last_seq, concord_internal.last_delta_seq());
+  if idempotency_key is not null then
+    digest := concord_internal.request_digest(given);
+    kept := concord_internal.kept_receipt(receipt, given, models);
+    about := (select array_agg(distinct hashtextextended(e->>'id', (e->>'m')::bigint))
+                from jsonb_array_elements((kept->'operations') || (kept->'notifications')) e
+               where e ? 'm' and e ?| array['data', 'currentValues']);
+  end if;
   insert into concord_internal.commits (id, xid, first_seq, last_seq, epoch, tenant, kind, actor, on_behalf_of, label,
-                                        idempotency_key, digest, receipt)
+                                        idempotency_key, digest, receipt, about)
   values (commit_id, pg_current_xact_id(), first_seq, last_seq, concord_internal.epoch(), who.tenant, who.kind, who.id,
-          who.on_behalf_of, label, idempotency_key, case when idempotency_key is not null then sha256(convert_to(given::text, 'UTF8')) end, case when idempotency_key is not null then receipt end);
+          who.on_behalf_of, label, idempotency_key, digest, kept, about);
   if held is not null then
     insert into concord_internal.held (commit_id, at, tenant, model, key, fields, kind, actor, by_kind, by_actor)
     select record_commit.commit_id, clock_timestamp(), who.tenant, h.model, h.id, h.fields, who.kind, who.id,
@@ -82,4 +103,5 @@ $$;
 
 select concord_internal.open_to('concord_internal.idempotency_lock(concord.principal,text)', 'concord_app');
 select concord_internal.open_to('concord_internal.replay(text,jsonb)', 'concord_app');
-select concord_internal.open_to('concord_internal.record_commit(uuid,bigint,bigint,text,text,jsonb,jsonb,jsonb)', 'concord_app');
+select concord_internal.open_to('concord_internal.request_digest(jsonb)');
+select concord_internal.open_to('concord_internal.record_commit(uuid,bigint,bigint,text,text,jsonb,jsonb,jsonb,concord_internal.models[])', 'concord_app');

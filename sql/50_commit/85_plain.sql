@@ -197,6 +197,7 @@ $$;
 create function concord_internal.run_plain(given jsonb)
 returns jsonb
 language plpgsql
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   c concord_internal.plain_commit := concord_internal.plain_context(given);

@@ -38,6 +38,7 @@ $$;
 create function concord_internal.run_whole(given jsonb)
 returns jsonb
 language plpgsql
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   r concord_internal.request := concord_internal.parse_request(given);
@@ -161,7 +162,7 @@ begin
   if receipt->'held' <> '0' then
     held_rows := concord_internal.held_entries(written, models);
   end if;
-  after_seq := concord_internal.record_commit(commit_id, before_seq, after_seq, r.label, r.idempotency_key, given, receipt, held_rows);
+  after_seq := concord_internal.record_commit(commit_id, before_seq, after_seq, r.label, r.idempotency_key, given, receipt, held_rows, models);
   return receipt;
 end
 $$;

@@ -16,7 +16,7 @@ create type concord_internal.sight as (
   shared boolean,
   own_only boolean,           -- row-level security binds the caller
   fields text[],              -- null: all, also of columns that are gone
-  valued text[],              -- fields whose old values may be shown; null: all
+  valued text[],              -- fields whose values may be shown where no policy hides the row; null: all
   groups boolean
 );
 
@@ -54,9 +54,7 @@ begin
   if not has_table_privilege(who, class.oid, 'select') then
     s.fields := columns;
   end if;
-  if s.own_only then
-    s.valued := '{}';
-  elsif m.secret_fields <> '{}' then  -- a name that is no column now may be a secret one's former name
+  if m.secret_fields <> '{}' then  -- a name that is no column now may be a secret one's former name
     s.valued := array(select c from unnest(columns) c where c <> all (m.secret_fields::text[]));
   else
     s.valued := s.fields;
@@ -98,8 +96,8 @@ begin
       end if;
     end if;
   end if;
-  if d.before is not null and s.valued is distinct from '{}' then
-    c.before := d.before;
+  if d.before is not null and not s.own_only and s.valued is distinct from '{}' then
+    c.before := concord_internal.as_jsonb(d.before);
     if s.valued is not null then
       c.before := (select coalesce(jsonb_object_agg(key, value), '{}') from jsonb_each(c.before) where key = any (s.valued));
     end if;

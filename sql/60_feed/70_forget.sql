@@ -16,18 +16,12 @@ begin
      and d.key is not null and d.key = row_key and d.model = m.id and d.before is not null;
   update concord_internal.commits c
      set receipt = c.receipt || jsonb_build_object(
-           'notifications', (select coalesce(jsonb_agg(case when n->>'id' = row_key and n->>'model' = m.name
-                 then n || case when n->'currentValues' = 'null' then '{}' else '{"currentValues": {}}'::jsonb end
-                        || '{"baseValues": {}, "proposedValues": {}}' else n end order by i), '[]')
-              from jsonb_array_elements(c.receipt->'notifications') with ordinality x(n, i)),
-           'operations', (select coalesce(jsonb_agg(case when o->>'id' = row_key then o - 'data' else o end order by i), '[]')
-              from jsonb_array_elements(c.receipt->'operations') with ordinality x(o, i)))
-   where c.receipt is not null
-     and (c.receipt @> jsonb_build_object('notifications', jsonb_build_array(jsonb_build_object('model', m.name, 'id', row_key)))
-          or (c.receipt @> jsonb_build_object('operations', jsonb_build_array(jsonb_build_object('id', row_key)))
-              and exists (select from concord_internal.deltas d
-                           where hashtextextended(d.key, d.model::bigint) = hashtextextended(row_key, m.id::bigint)
-                             and d.key is not null and d.key = row_key and d.model = m.id and d.xid = c.xid and d.epoch = c.epoch)));
+           'operations', (select jsonb_agg(case when e->>'id' = row_key and (e->>'m')::integer = m.id then e - 'data' else e end order by i)
+              from jsonb_array_elements(c.receipt->'operations') with ordinality x(e, i)),
+           'notifications', (select coalesce(jsonb_agg(case when e->>'id' = row_key and (e->>'m')::integer = m.id
+                 then concord_internal.with_values(e, '{}', '{}') else e end order by i), '[]')
+              from jsonb_array_elements(c.receipt->'notifications') with ordinality x(e, i)))
+   where c.about @> array[hashtextextended(row_key, m.id::bigint)];
 end
 $$;
 

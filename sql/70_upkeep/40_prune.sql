@@ -18,7 +18,7 @@ begin
         from concord_internal.commits c where c.xid >= (u).blanked_to and c.xid < ended
        order by c.xid fetch first 5000 rows with ties),
     done as (
-      update concord_internal.commits c set idempotency_key = null, digest = null, receipt = null
+      update concord_internal.commits c set idempotency_key = null, digest = null, receipt = null, about = null
        where c.ctid = any (array(select place from due where old)) and c.idempotency_key is not null
       returning 1)
     select (select count(*) from done) as changed, count(*) filter (where old) as passed,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import psycopg
 
 from tests.isolation.schedule import Story, create, fails, refused, request, update
@@ -141,3 +143,22 @@ def test_eight_at_once(deck: Story) -> None:
     assert len({receipt["id"] for receipt in receipts}) == 1
     assert [receipt["replayed"] for receipt in receipts].count(False) == 1
     assert len(deck.history("slides", 9)) == 1
+
+
+def test_names_as_long_as_they_may_be(deck: Story) -> None:
+    """Once: also where tenant, actor and key together are longer than an index entry may be."""
+    dice = random.Random(34)
+
+    def longest() -> str:
+        return "".join(chr(dice.randint(0x10000, 0x2FFFF)) for _ in range(255))
+
+    tenant, ana, key = longest(), longest(), longest()
+    writer = deck.session("ana", "app")
+    writer.run("select concord.act_as(%s, 'user', %s, is_local => false)", tenant, ana)
+    ask = request(create("notes", 100, text="x"), key=key)
+    first = writer.commit(ask)
+    assert writer.commit(ask) == {**first, "replayed": True}
+    for other in (tenant[:-1], ana), (tenant, ana[:-1]):
+        writer.run("select concord.act_as(%s, 'user', %s, is_local => false)", *other)
+        with fails("KC003"):  # another's key: a commit of its own, of a row that is there
+            writer.commit(ask)

@@ -11,6 +11,7 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -828,6 +829,172 @@ def test_forget_is_for_the_owner(world: World) -> None:
     assert history(world.app, "slides", 1)[0]["before"] == {"title": "one"}
 
 
+# --- values ---------------------------------------------------------------------------------------
+
+# What a column of type json takes and jsonb refuses, and how the feed shows it.
+NOT_JSONB = {
+    "a NUL": (r'{"a": "\u0000"}', r'{"a": "\u0000"}'),
+    "half a character": (r'"\ud800"', r'"\ud800"'),
+    "beyond numeric": ('{"a": [1e999999, {"b": "]},{["}]}', '{"a": [1e999999, {"b": "]},{["}]}'),
+}
+
+
+@pytest.mark.parametrize("odd", NOT_JSONB)
+def test_json_that_jsonb_refuses_is_shown_as_its_text(world: World, odd: str) -> None:
+    """And takes nothing else with it: neither the row's other values nor the rest of the feed."""
+    stored, shown = NOT_JSONB[odd]
+    world.owner.execute("create table odd (id int primary key, j json, t text)")
+    world.owner.execute("select concord.track('odd')")
+    world.owner.execute("insert into odd values (1, %s, 'kept'), (2, '{}', 'b')", (stored,))
+    world.owner.execute("update odd set j = '{}', t = 'new' where id = 1")
+    world.owner.execute("update odd set t = 'c' where id = 2")
+    assert history(world.owner, "odd", 1)[0]["before"] == {"j": shown, "t": "kept"}
+    changes, _ = feed(world.owner, None)
+    assert seqs(changes) == world.deltas()
+    assert [c["before"] for c in changes[2:]] == [{"j": shown, "t": "kept"}, {"t": "b"}]
+
+
+def test_json_too_deep_for_the_reader_is_shown_as_its_text(world: World) -> None:
+    """A writer with a larger stack may store what a reader's session can't parse."""
+    world.owner.execute("create table odd (id int primary key, j json, t text)")
+    world.owner.execute("select concord.track('odd')")
+    writer = world.db.connect()
+    writer.execute("set max_stack_depth = '7MB'")
+    depths = range(2_000, 40_000, 1_000)
+    for id, depth in enumerate(depths, start=1):
+        deep = "[" * depth + "]" * depth
+        with suppress(psycopg.errors.StatementTooComplex):
+            writer.execute("insert into odd values (%s, %s, 'kept')", (id, deep))
+    writer.execute("update odd set j = null, t = 'new'")
+    changes = world.owner.execute(
+        "select before->>'t', before->>'j' from concord.changes(null) where op = 'update'"
+    ).fetchall()
+    assert len(changes) > 20
+    assert {t for t, _ in changes} == {"kept"}
+    for (_, shown), depth in zip(changes, depths, strict=False):
+        assert shown == "[" * depth + "]" * depth
+
+
+EXOTIC = {
+    "numeric[]": "array['NaN', 'Infinity', '-Infinity', 1.10]::numeric[]",
+    "float8[]": "array['NaN', 'Infinity', '-0']::float8[]",
+    "timestamptz[]": "array['infinity', '-infinity', '0044-03-15 BC']::timestamptz[]",
+    "date[]": "array['infinity', '-infinity', '0044-03-15 BC']::date[]",
+    "interval": "interval '1 year -3 days 00:00:00.000001'",
+    "money": "'12.34'::money",
+    "bit varying": "b'0110'",
+    "bytea": r"'\x00ff'::bytea",
+    "tsvector": "$$'quo''ted':1A 'back\\slash'$$::tsvector",
+    "tsquery": "'a & !b'::tsquery",
+    "int4multirange": "'{[1,3), [7,)}'::int4multirange",
+    "tstzrange": "'empty'::tstzrange",
+    "int[]": "'[-2:0][5:6]={{1,2},{3,null},{5,6}}'::int[]",
+    "json[]": """array['{"a": "\\u0000"}', '1e999999', '{"a": 1, "a": 2}']::json[]""",
+    "jsonb": """'{"": [null, {"x": "\\u0001"}]}'::jsonb""",
+    "text": r"""E'\x01\x1f"\\{},:\n' || chr(65534) || chr(128169)""",
+    "point": "point '(1e300,-0)'",
+    "box": "box '((0,0),(1,1))'",
+    "inet": "inet '::1/64'",
+    "jsonpath": "'$.a[*] ? (@ > 1)'::jsonpath",
+    "xid8": "'18446744073709551615'::xid8",
+    "pg_lsn": "'16/B374D848'::pg_lsn",
+    "oddly.pair": """row(E'a",\\\\)(', null)::oddly.pair""",
+    "oddly.pair[]": """array[row('{"', null), null]::oddly.pair[]""",
+    "oddly.mood": """'{"a": "\\u0000'::oddly.mood""",
+    "oddly.text": """E'"}, {\\\\u0000'::oddly.text""",
+    "oddly.span": """oddly.span('"', '}')""",
+}
+
+
+def test_values_of_any_type_pass_through_the_feed(world: World) -> None:
+    """None raises, none is passed over, none takes what stands beside it."""
+    world.admin.execute("create schema oddly authorization owner")
+    world.owner.execute(
+        """
+        create type oddly.pair as (a text, b json);
+        create type oddly.mood as enum ('{"a": "\\u0000', 'fine');
+        create domain oddly.text as text check (value <> 'never');
+        create type oddly.span as range (subtype = text)
+        """
+    )
+    columns = ", ".join(f'"{n}" {kind}' for n, kind in enumerate(EXOTIC))
+    world.owner.execute(f"create table exotic (id int primary key, kept text, {columns})".encode())
+    world.owner.execute("select concord.track('exotic')")
+    world.owner.execute(
+        f"insert into exotic values (1, 'kept', {', '.join(EXOTIC.values())})".encode()
+    )
+    world.owner.execute("update exotic set id = 2 where id = 1")
+    for n, _ in enumerate(EXOTIC):
+        world.owner.execute(f'update exotic set "{n}" = null, kept = %s'.encode(), (str(n),))
+    world.owner.execute("delete from exotic")
+    changes, _ = feed(world.owner, None)
+    assert seqs(changes) == world.deltas()
+    moved, created, *updates, deleted = changes[1:]
+    if moved["op"] == "create":
+        moved, created = created, moved
+    assert set(moved["before"]) == {"id", "kept", *map(str, range(len(EXOTIC)))}
+    assert moved["before"]["kept"] == "kept"
+    for n, (kind, change) in enumerate(zip(EXOTIC, updates, strict=True)):
+        assert change["before"] == {
+            "kept": "kept" if n == 0 else str(n - 1),
+            str(n): moved["before"][str(n)],
+        }, kind
+        assert change["before"][str(n)] is not None
+    assert [c["sync_id"] for c in history(world.owner, "exotic", 2)] == [
+        c["sync_id"] for c in reversed([created, *updates, deleted])
+    ]
+    assert moved["before"][str([*EXOTIC].index("jsonb"))] == {"": [None, {"x": "\x01"}]}
+    assert moved["before"][str([*EXOTIC].index("int[]"))] == [[1, 2], [3, None], [5, 6]]
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["to_json(repeat('x', 50000000))", "('\"' || repeat('x', 50000000) || '\\u0000\"')::json"],
+)
+def test_values_of_many_megabytes(world: World, value: str) -> None:
+    world.owner.execute("create table big (id int primary key, j json, t text)")
+    world.owner.execute("select concord.track('big')")
+    world.owner.execute(f"insert into big values (1, {value}, 'kept')".encode())
+    world.owner.execute("update big set j = null, t = 'new'")
+    found = world.owner.execute(
+        "select before->>'t', length(before->>'j') >= 50000000 from concord.changes(null)"
+        " where op = 'update'"
+    ).fetchall()
+    assert found == [("kept", True)]
+
+
+def test_changes_of_the_whole_model_stand_where_they_happened(world: World) -> None:
+    """Each row's history over them, and the values of what came before and after."""
+    owner = world.owner
+    owner.execute("insert into slides values (1, 'a', 'one', 'b'), (2, 'a', 'two', 'b')")
+    owner.execute("update slides set title = 'uno' where id = 1")
+    with owner.transaction():
+        owner.execute("update slides set title = 'eins' where id = 1")
+        owner.execute("truncate slides")
+        owner.execute("insert into slides values (1, 'a', 'new', 'b')")
+        owner.execute("update slides set title = 'newer' where id = 1")
+    owner.execute("truncate slides")
+    owner.execute("insert into slides values (1, 'a', 'last', 'b')")
+    expected = [
+        ("create", None),
+        ("update", {"title": "one"}),
+        ("update", {"title": "uno"}),
+        ("truncate", None),
+        ("create", None),
+        ("update", {"title": "new"}),
+        ("truncate", None),
+        ("create", None),
+    ]
+    changes, _ = feed(owner, None)
+    assert seqs(changes) == world.deltas()
+    assert [(c["op"], c["before"]) for c in changes if c["id"] in ("1", None)] == expected
+    told = history(owner, "slides", 1)
+    assert [(c["op"], c["before"]) for c in reversed(told)] == expected
+    assert [c["id"] for c in told if c["op"] == "truncate"] == [None, None]
+    told = history(owner, "slides", 2)
+    assert [c["op"] for c in told] == ["truncate", "truncate", "create"]
+
+
 # --- conflicts ------------------------------------------------------------------------------------
 
 
@@ -866,6 +1033,30 @@ def test_conflicts_are_what_was_held_and_by_whom(world: World, conflict: Row) ->
         "by_actor": "ana",
     }
     assert [found["actor"] for found in held(world.owner)] == ["bot"]
+
+
+def test_a_conflict_with_an_unknown_author_names_neither_kind_nor_id(world: World) -> None:
+    """Here a premise held the operation: whom it met is not in the log of the operation's row."""
+    app = world.app
+    world.owner.execute("insert into slides values (1, 'a', 'one', 'body'), (2, 'a', 'two', '')")
+    act(app, "bot", kind="agent")
+    token = capture(app)
+    other = world.writer()
+    act(other, "ana")
+    other.execute("update slides set title = 'moved' where id = 2")
+    held_by_premise = {"type": "update", "model": "slides", "id": 1, "data": {"title": "mine"}}
+    receipt = commit(
+        app,
+        {
+            "readAt": token,
+            "onStale": "notify",
+            "operations": [held_by_premise],
+            "reads": [{"model": "slides", "id": 2}],
+        },
+    )
+    assert receipt["held"] == 1
+    (row,) = held(app)
+    assert (row["by_kind"], row["by_actor"]) == (None, None)
 
 
 def test_conflicts_are_behind_the_same_wall(world: World, conflict: Row) -> None:
