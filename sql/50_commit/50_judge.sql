@@ -22,10 +22,10 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-  return (select u.id from unnest(models) u(id)
+  return (select min(u.id) from unnest(models) u(id)
            where not exists (select from concord_internal.models m
                               where m.id = u.id and has_any_column_privilege(concord_internal.caller(), m.rel, 'select')
-                                and (m.tenant = '' or m.tenant = (select (concord.principal()).tenant))) limit 1);
+                                and (m.tenant = '' or m.tenant = (select (concord.principal()).tenant))));
 end
 $$;
 

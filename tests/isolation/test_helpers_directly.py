@@ -22,32 +22,35 @@ from tests.isolation.schedule import Session, Story, fails, request, update
 
 # Work out something from their arguments, and look at nothing. The server makes sure: IMMUTABLE.
 COMPUTE = """
-any_value_columns as_jsonb bad_reference beside_statement error_codes first_key first_use format_token
-group_lock has_reference has_seen held_entries id_in_data idempotency_lock intersect_tokens
-json_expression json_object_expression key_data key_expression key_object key_statement kind_name
-most_locks notification operation_problem own_entries premise_problem record_of reference retyped
+any_value_columns as_jsonb bad_reference bare_conflict beside_statement error_codes first_key
+first_use format_token group_lock has_reference has_seen held_entries id_in_data
+idempotency_lock intersect_tokens is_large json_expression json_object_expression key_data
+key_expression key_object key_statement kind_name most_locks newest_changes notification
+operation_notification operation_problem own_entries premise_problem record_of reference retyped
 row_lock rows_by_key same_json simple_key snapshot_without stable_text tenant_lock top_problem
-trigger_function try_statement typed_statement unequal_statement with_ids without write_statement
+trigger_function try_statement typed_statement unequal_statement with_ids without
+write_statement
 """
 
 # Run with the caller's own rights.
 INVOKE = """
 add_triggers answer caller callers_path canonical_id canonical_key columns_of comparable_fields
-contradiction deleted_unjudged deletes_unlocked demand_owner equality_of extend_token fail
-first_bad_value first_missing group_expression judge_request judge_token judge_tokens
-key_columns_of live_model live_models lock_keys lock_request lock_rows lock_table lock_targets
-match_expression match_statement may_find moved_places observed_now parse_request raise_refusal
-readable_fields readable_model refresh_model refusal relations_of relations_without_triggers
-resolve_request rewrites_rows row_matches row_values run_commit run_plain run_write signature
-signature_when_planned try_values typed_values unequal_fields unknown_column values_statement
-write_request write_rows
+contradiction deleted_unjudged deletes_unlocked demand_owner demand_sight equality_of
+extend_token fail first_bad_value first_missing group_expression judge_request judge_sight
+judge_token judge_tokens key_columns_of live_model live_models lock_keys lock_request lock_rows
+lock_table lock_targets match_expression match_statement may_find moved_places observed_now
+parse_request raise_refusal read_row readable_fields readable_model refresh_model refusal
+relations_of relations_without_triggers resolve_request rewrites_rows row_matches row_values
+run_commit run_plain run_whole run_write signature signature_when_planned try_values
+typed_values unequal_fields unknown_column values_statement write_request write_rows
 """
 
 # Run with Concord's rights, and read.
 READ = """
 conflicts_shown demand_model demand_owned_model group_conflict history_of is_admin is_service
-knows_group models_named moved_models moved_rows needs_horizon owned_model owned_models owns
-parse_token plain_context plain_moved replay row_conflict setting settings_shown visible_models
+knows_group models_named moved_models moved_rows needs_horizon out_of_sight owned_model
+owned_models owns parse_token plain_context plain_moved replay row_conflict setting
+settings_shown visible_models
 """
 
 # Likewise; what they read changes with everybody's work, and says no more than that.
@@ -181,6 +184,7 @@ def pool(token: str) -> dict[str, list[str]]:
         "integer": ["null", "-1", "0", "1", "2", "3", "4", "2147483647"],
         "bigint": ["null", "-1", "0", "9223372036854775807", "concord_internal.last_delta_seq()"],
         "boolean": ["null", "true", "false"],
+        "boolean[]": ["null", "'{}'", "'{t,f}'"],
         '"char"': ["null", "'u'", "'c'", "'t'", "''"],
         "oid": ["null", "0", "'slides'::regclass::oid", "'hidden'::regclass::oid"],
         "regclass": [
@@ -226,6 +230,7 @@ def pool(token: str) -> dict[str, list[str]]:
         "concord_internal.token": tokens,
         "concord_internal.token[]": ["null", *(f"array[{t}]" for t in tokens)],
         "concord_internal.request": requests,
+        "concord_internal.operation": ["null", *(f"({r}).operations[1]" for r in requests[1:])],
         "concord_internal.operation[]": ["null", *(f"({r}).operations" for r in requests[1:])],
         "concord_internal.plain_commit": [
             "null",
