@@ -118,11 +118,9 @@ returns void
 language plpgsql
 as $$
 begin
-  execute format($function$
-create or replace function %1$s() returns trigger language plpgsql security definer
-set search_path = pg_catalog, pg_temp%2$s as $trigger$%3$s
-$trigger$
-$function$, concord_internal.trigger_function(model, op), pins, body);
+  -- The body as a literal: it holds names and texts of users, which could end any dollar quote.
+  execute format('create or replace function %s() returns trigger language plpgsql security definer set search_path = pg_catalog, pg_temp%s as %L',
+                 concord_internal.trigger_function(model, op), pins, body);
   execute format('revoke all on function %s() from public', concord_internal.trigger_function(model, op));
 end
 $$;

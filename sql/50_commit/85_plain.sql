@@ -138,8 +138,8 @@ begin
   if writes is null then
     writes := E'\n    when null then null;';
   end if;
-  execute format($function$
-create or replace function %1$s(c concord_internal.plain_commit) returns text language plpgsql as $plain$
+  -- The body as a literal: it holds names and texts of users, which could end any dollar quote.
+  execute format('create or replace function %s(c concord_internal.plain_commit) returns text language plpgsql as %L', name, format($function$
 declare
   was_timeout constant text := current_setting('lock_timeout');
   was_committing constant text := coalesce(current_setting('concord.committing', true), '');
@@ -177,12 +177,11 @@ begin
   ignored := set_config('lock_timeout', was_timeout, true);
   return row_key;
 end
-$plain$
 $function$, name, m.named, m.signature, m.named,
     't.' || key || case key_type when 'text' then '' else '::text' end,
     case when m.tenant_column is null then '' else format('coalesce(%s, '''') = c.tenant and ',
       concord_internal.stable_text(format('t.%I', m.tenant_column), m.columns->(m.tenant_column::text)->>'t')) end,
-    key, key_type, m.id, writes);
+    key, key_type, m.id, writes));
   perform concord_internal.open_to((name || '(concord_internal.plain_commit)')::regprocedure, 'concord_app');
   if to_regrole('concord_app') is not null then
     execute format('grant execute on function %s(concord_internal.plain_commit) to concord_app', name);
