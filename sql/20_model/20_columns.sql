@@ -104,8 +104,9 @@ language sql
 immutable
 return case
   when type in ('date') or type like 'timestamp%without time zone' then format('to_jsonb(%s) #>> ''{}''', expression)
-  when type like 'timestamp%with time zone' then format('(to_jsonb(%s at time zone ''UTC'') #>> ''{}'') || ''Z''', expression)
-  when type = 'bytea' then format('''\x'' || encode(%s, ''hex'')', expression)
+  when type like 'timestamp%with time zone' then
+    format('replace(replace((to_jsonb(%s at time zone ''UTC'') #>> ''{}'') || ''Z'', '' BCZ'', ''Z BC''), ''infinityZ'', ''infinity'')', expression)
+  when type = 'bytea' then format('chr(92) || ''x'' || encode(%s, ''hex'')', expression)
   when type in ('uuid', 'text', 'smallint', 'integer', 'bigint') or type like 'character varying%' then expression || '::text'
   else format('format(''%%s'', %s)', expression)
 end;

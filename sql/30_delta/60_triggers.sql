@@ -18,16 +18,19 @@ declare
   pins text := '';
   op text;
 begin
-  -- Old values are logged as text that is the same in every session. Settings are pinned only where a type needs it.
-  if m.detail = 'before' then
-    pins := (select coalesce(string_agg(distinct pin, ''), '')
-               from jsonb_each(columns) c,
-                    lateral (values (' set timezone = ''UTC''', 'timestamp with'), (' set timezone = ''UTC''', 'time with'),
-                                    (' set timezone = ''UTC''', 'tstz'), (' set datestyle = ''ISO, YMD''', 'range'),
-                                    (' set extra_float_digits = 1', 'double'), (' set extra_float_digits = 1', 'real'),
-                                    (' set bytea_output = ''hex''', 'bytea'), (' set intervalstyle = ''postgres''', 'interval')) p(pin, type)
-              where strpos(c.value->>'t', p.type) > 0 or c.value ? 'foreign');
-  end if;
+  -- Keys, tenants, groups and old values are logged as text that is the same in every session. Settings are pinned only
+  -- where a type needs it. (An enum's text depends on none.)
+  pins := (select coalesce(string_agg(distinct pin, ''), '')
+             from jsonb_each(columns) c,
+                  lateral (values (' set timezone = ''UTC''', 'timestamp with'), (' set timezone = ''UTC''', 'time with'),
+                                  (' set timezone = ''UTC''', 'tstz'), (' set datestyle = ''ISO, YMD''', 'range'),
+                                  (' set extra_float_digits = 1', 'double'), (' set extra_float_digits = 1', 'real'),
+                                  (' set bytea_output = ''hex''', 'bytea'), (' set intervalstyle = ''postgres''', 'interval')) p(pin, type)
+            where (m.detail = 'before' or c.key = any (m.key_columns) or c.key = m.tenant_column
+                   or c.key in (select concord_internal.template_columns(m.groups)))
+              and (strpos(c.value->>'t', p.type) > 0
+                   or c.value ? 'foreign' and exists (select from pg_attribute a join pg_type t on t.oid = a.atttypid
+                                                       where a.attrelid = m.rel and a.attname = c.key and t.typtype <> 'e')));
   perform concord_internal.make_awake_function(m.id, not m.paused);
   foreach op in array array['insert', 'update', 'delete'] loop
     statement := concord_internal.delta_statement(m, m.rel, op, true);
