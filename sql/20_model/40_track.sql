@@ -21,6 +21,7 @@ create function concord.track(rel regclass, name text default null, tenant_colum
   on_stale jsonb default null)
 returns jsonb
 language plpgsql
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   m concord_internal.models;
@@ -44,7 +45,8 @@ $$;
 comment on function concord.track(regclass, text, name, text, text[], name[], name[], text, jsonb) is
   'Makes a table a model: triggers log every changed row from now on. Idempotent; other arguments change the model in
 place (all of them: what is not passed goes back to its default). Owner of the table only.
-name: public name, default the table''s, unique per tenant. tenant_column: the column that says whose a row is; tenant: one
+name: public name, default the table''s, unique per tenant; one that a table of somebody else''s has for all tenants (or, when
+this one is for all, for any) only administrators can give, and likewise kinds of groups that others use. tenant_column: the column that says whose a row is; tenant: one
 tenant for the whole table; neither: shared. groups: templates such as deck:{deck_id}; a row with a null there is in none.
 ignore_fields: never conflict, make no delta by themselves. secret_fields: named in the log, never valued.
 detail: names, or before (also the old values of changed fields). on_stale: default mode per kind of principal, such as
@@ -154,9 +156,10 @@ begin
 end
 $$;
 comment on function concord.pause(regclass) is
-  'The switch for three in the morning: the triggers log nothing until resume. Guarded writes and premises on the model
-are answered model_changed meanwhile; unguarded writes go on. A flag: nothing of the table changes. Owner of the table only.
-Errors: model_unknown, forbidden, contended.';
+  'The switch for three in the morning: the triggers log nothing until resume, so what is written meanwhile is in no history
+and no feed. Guarded writes and premises on the model are answered model_changed, and so are premises on every group of a kind
+that it has, whatever other models are in it; unguarded writes go on. Nothing of the table changes. Takes SHARE ROW EXCLUSIVE
+on the table, bounded by lock_timeout. Owner of the table only. Errors: model_unknown, forbidden, contended.';
 
 create function concord.resume(rel regclass)
 returns void
@@ -221,6 +224,7 @@ Owner of the table only. Errors: model_unknown, forbidden, contended.';
 create function concord_internal.refresh_model(rel regclass)
 returns void
 language plpgsql
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   part regclass;
