@@ -14,6 +14,7 @@ declare
   bad text;
   was concord_internal.models;
   m concord_internal.models;
+  drifted text;
   stack text;
 begin
   get diagnostics stack = pg_context;
@@ -97,6 +98,8 @@ begin
 
   select * into was from concord_internal.models o where o.rel = define_model.rel;
   perform concord_internal.demand_names(rel, was, name, tenant, groups);
+  drifted := case when was.id is null then null when exists (select from concord_internal.bare_relations(rel)) then 'partitions'
+                  else (concord_internal.altered(was)).how end;
   m := was;
   m.rel := rel; m.name := name; m.tenant := tenant; m.tenant_column := tenant_column; m.groups := groups;
   m.ignore_fields := ignore_fields; m.secret_fields := secret_fields; m.detail := detail; m.on_stale := on_stale;
@@ -104,13 +107,15 @@ begin
   m.key_columns := keys; m.columns := columns; m.signature := concord_internal.signature(rel);
   m.any_value := concord_internal.any_value_columns(columns);
   m.named := rel::text;
-  m.plain := concord_internal.is_plain(m);
+  m.marks := concord_internal.marks_of(rel);
+  -- (What a commit finds out about an enum's labels it asks where the plain way does not look.)
+  m.plain := concord_internal.is_plain(m) and not coalesce(m.marks->'labels' ? tenant_column::text, false);
   if was.id is null then
     m.id := nextval('concord_internal.model_id');
     m.paused := false;
     m.tracked_at := now();
   end if;
-  if was.id is null or concord_internal.answers_differently(was, m) then
+  if was.id is null or concord_internal.answers_differently(was, m) or drifted in ('column', 'inheritance') then
     m.horizon_epoch := concord_internal.epoch();
     m.horizon_xid := pg_current_xact_id();
     perform concord_internal.move_group_horizon(tenant, coalesce(was.groups, '{}') || groups);
@@ -122,6 +127,9 @@ begin
   insert into concord_internal.models select m.*;
   perform concord_internal.make_trigger_functions(m);
   perform concord_internal.make_plain_function(m);
+  if drifted = 'partitions' then
+    perform concord_internal.write_whole_delta(m.id);
+  end if;
   if concord_internal.called_by(stack, 'concord_internal.define_model', 'concord.track')
      or concord_internal.called_by(stack, 'concord_internal.define_model', 'concord_internal.redefine_model', 'concord_internal.refresh_model') then
     perform concord_internal.lend_trigger_functions(m.id);
@@ -279,6 +287,9 @@ begin
       execute format('revoke all on function %s() from %s', concord_internal.trigger_function(model, op), grantee.role);
     end loop;
   end loop;
+  -- A tracked table that was attached as a partition is a model no more: its triggers are this one's now.
+  perform concord_internal.forget_model(m.rel) from concord_internal.models m
+   where m.rel <> seal_model.rel and m.rel in (select relid from pg_partition_tree(seal_model.rel));
 end
 $$;
 

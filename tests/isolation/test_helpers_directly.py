@@ -33,18 +33,20 @@ rows_by_key snapshot_without stable_text tenant_lock top_problem trigger_functio
 INVOKE = """
 add_triggers answer canonical_id canonical_key caller columns_of deleted_unjudged deletes_unlocked
 demand_owner extend_token fail first_bad_value first_missing group_expression judge_request
-judge_token judge_tokens key_columns_of live_model live_models lock_keys lock_request lock_rows
+judge_token judge_tokens key_columns_of labels_of live_model live_models lock_keys lock_request
+lock_rows
 lock_table lock_targets moved_places observed_now parse_request raise_refusal readable_fields
-readable_model refresh_model refusal relations_of relations_without_triggers resolve_request
-row_matches row_values run_commit run_plain signature signature_when_planned try_values typed_values
+readable_model refresh_model refusal relations_of resolve_request row_matches row_values run_commit
+run_plain shape signature signature_when_planned try_values typed_values
 unknown_column write_request write_rows
 """
 
 # Run with Concord's rights, and read.
 READ = """
-conflicts_shown demand_model demand_owned_model group_conflict history_of is_admin is_service
-knows_group models_named moved_models moved_rows needs_horizon owned_model owned_models owns
-parse_token plain_context plain_moved replay row_conflict setting settings_shown visible_models
+bare_relations conflicts_shown demand_model demand_owned_model group_conflict history_of is_admin
+is_service knows_group models_named moved_models moved_rows needs_horizon only_left_over owned_model
+owned_models owns parse_token plain_context plain_moved relations_without_triggers replay
+row_conflict setting settings_shown triggers_made_for visible_models
 """
 
 # Likewise; what they read changes with everybody's work, and says no more than that.
