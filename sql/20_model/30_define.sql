@@ -130,7 +130,7 @@ begin
   if drifted = 'partitions' then
     perform concord_internal.write_whole_delta(m.id);
   end if;
-  if concord_internal.called_by(stack, 'concord_internal.define_model', 'concord.track')
+  if concord_internal.called_by(stack, 'concord_internal.define_model', 'concord_internal.track_model')
      or concord_internal.called_by(stack, 'concord_internal.define_model', 'concord_internal.redefine_model', 'concord_internal.refresh_model') then
     perform concord_internal.lend_trigger_functions(m.id);
   end if;
@@ -139,8 +139,8 @@ end
 $$;
 
 -- A name is found by the tenants that it holds for, and a group premise rests on every model of its kind: so who joins what
--- others use must own that too. Else one table's owner could get the commits that are meant for another, or disturb everybody's premises by
--- writing to, or pausing, a table of its own. Asked when something is new, not of a refresh. The locks: of two that come at
+-- others use must own that too. Else one table's owner could get the commits that are meant for another, or disturb
+-- everybody's premises by writing to, or pausing, a table of its own. Asked when something is new, not of a refresh. The locks: of two that come at
 -- once one sees the other; which in a fixed snapshot it would not.
 create function concord_internal.demand_names(rel regclass, was concord_internal.models, name text, tenant text, groups text[])
 returns void
@@ -188,8 +188,8 @@ end
 $$;
 
 -- Who called a function, by its call stack (get diagnostics … = pg_context): whoever calls it next, from plain assignments,
--- so that no text of a statement, which a caller could choose, stands between. A function of such a qualified name can't be made by a role that
--- may not create in the schema, and odd names appear quoted. The words before the name are those of the first line,
+-- so that no text of a statement, which a caller could choose, stands between. A function of such a qualified name can't be
+-- made by a role that may not create in the schema, and odd names appear quoted. The words before the name are those of the first line,
 -- whatever the language of messages. The callers pin search_path, else they would appear without their schema where it is in it.
 create function concord_internal.called_by(stack text, me text, variadic callers text[])
 returns boolean
@@ -250,7 +250,7 @@ as $$
       or concord_internal.retyped(was.columns, m.columns) is not null
 $$;
 
--- CREATE TRIGGER wants EXECUTE on the function. The table's owner has it between these two calls and never else: track and
+-- CREATE TRIGGER wants EXECUTE on the function. The table's owner has it between these two calls and never else: track_model and
 -- refresh_model make both, and nothing of the owner's runs between them (they pin search_path). A define_model of the owner's
 -- own lends nothing.
 create function concord_internal.lend_trigger_functions(model integer)

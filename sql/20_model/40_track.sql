@@ -21,6 +21,30 @@ create function concord.track(rel regclass, name text default null, tenant_colum
   on_stale jsonb default null)
 returns jsonb
 language plpgsql
+as $$
+declare
+  m constant concord_internal.models := concord_internal.track_model(rel, name, tenant_column, tenant, groups, ignore_fields, secret_fields, detail, on_stale);
+begin
+  return to_jsonb(m) - array['columns', 'signature', 'marks', 'named', 'plain', 'horizon_epoch', 'horizon_xid'];
+end
+$$;
+comment on function concord.track(regclass, text, name, text, text[], name[], name[], text, jsonb) is
+  'Makes a table a model: triggers log every changed row from now on. Idempotent; other arguments change the model in
+place (all of them: what is not passed goes back to its default). Owner of the table only.
+name: public name, default the table''s, unique per tenant. One that another table has for all tenants (or, when this one is
+for all, for any) can be given by who owns both, a superuser or the owner of the database; so can a kind of group that another
+model has for the same tenant or for all. tenant_column: the column that says whose a row is; tenant: one tenant for the whole
+table; neither: shared. groups: templates such as deck:{deck_id}; a row with a null there is in none.
+ignore_fields: never conflict, make no delta by themselves. secret_fields: named in the log, never valued.
+detail: names, or before (also the old values of changed fields). on_stale: default mode per kind of principal, such as
+{"agent": "notify"}. Returns the model as JSON. Takes SHARE ROW EXCLUSIVE on the table, bounded by lock_timeout.
+Errors: invalid_request (param names the argument), forbidden, contended.';
+
+-- On a search_path of its own: see lend_trigger_functions.
+create function concord_internal.track_model(rel regclass, name text, tenant_column name, tenant text, groups text[], ignore_fields name[],
+  secret_fields name[], detail text, on_stale jsonb)
+returns concord_internal.models
+language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -39,19 +63,9 @@ begin
     perform concord_internal.add_triggers(m.id, part);
   end loop;
   perform concord_internal.seal_model(rel);
-  return to_jsonb(m) - array['columns', 'signature', 'marks', 'named', 'plain', 'horizon_epoch', 'horizon_xid'];
+  return m;
 end
 $$;
-comment on function concord.track(regclass, text, name, text, text[], name[], name[], text, jsonb) is
-  'Makes a table a model: triggers log every changed row from now on. Idempotent; other arguments change the model in
-place (all of them: what is not passed goes back to its default). Owner of the table only.
-name: public name, default the table''s, unique per tenant; one that a table of somebody else''s has for all tenants (or, when
-this one is for all, for any) only administrators can give, and likewise kinds of groups that others use. tenant_column: the column that says whose a row is; tenant: one
-tenant for the whole table; neither: shared. groups: templates such as deck:{deck_id}; a row with a null there is in none.
-ignore_fields: never conflict, make no delta by themselves. secret_fields: named in the log, never valued.
-detail: names, or before (also the old values of changed fields). on_stale: default mode per kind of principal, such as
-{"agent": "notify"}. Returns the model as JSON. Takes SHARE ROW EXCLUSIVE on the table, bounded by lock_timeout.
-Errors: invalid_request (param names the argument), forbidden, contended.';
 
 create function concord.untrack(rel regclass)
 returns void
@@ -370,6 +384,7 @@ $$;
 
 select concord_internal.open_to('concord_internal.lock_table(regclass)', 'public');
 select concord_internal.open_to('concord.track(regclass,text,name,text,text[],name[],name[],text,jsonb)', 'public');
+select concord_internal.open_to('concord_internal.track_model(regclass,text,name,text,text[],name[],name[],text,jsonb)', 'public');
 select concord_internal.open_to('concord.untrack(regclass)', 'public');
 select concord_internal.open_to('concord_internal.only_left_over(regclass)', 'public');
 select concord_internal.open_to('concord_internal.triggers_made_for(regclass)', 'public');

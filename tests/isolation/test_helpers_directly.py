@@ -37,7 +37,7 @@ judge_token judge_tokens key_columns_of labels_of live_model live_models lock_ke
 lock_rows
 lock_table lock_targets moved_places observed_now parse_request raise_refusal readable_fields
 readable_model refresh_model refusal relations_of resolve_request row_matches row_values run_commit
-run_plain shape signature signature_when_planned try_values typed_values
+run_plain shape signature signature_when_planned track_model try_values typed_values
 unknown_column write_request write_rows
 """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from pyconcord import pack
 from tests.isolation.schedule import (
     Session,
     Story,
@@ -346,6 +347,16 @@ def test_untrack_with_a_partition_that_is_somebody_elses(story: Story) -> None:
         other.run("select concord.untrack('high')")
     admin.run("select concord.maintain()")
     assert story.value("select count(*) from pg_proc where proname like 'model\\_1\\_%%'") == 0
+
+
+def test_uninstall_with_a_detached_partition(story: Story) -> None:
+    """It comes off again: the table that was a partition is not taken for a model."""
+    story.tables(PARTED)
+    story.psql("alter table parted detach partition high")
+    with story.db.connect(autocommit=False) as connection:
+        pack.uninstall(connection, force=True)
+    assert triggers(story) == 0
+    story.psql("insert into high values (12)")
 
 
 def test_a_table_dropped_beside_a_detached_partition(story: Story) -> None:

@@ -1,4 +1,4 @@
-"""Keys, tenants and groups as text: one text for a value, whoever writes, and one that reads back."""
+"""Keys, tenants, groups as text: one for a value, whoever writes it, and one that reads back."""
 
 from __future__ import annotations
 
@@ -111,7 +111,9 @@ def test_keys_of_every_value(story: Story, type: str) -> None:
     ):
         ana.run(settings)
         for n, value in enumerate(MOMENTS[type]):
-            writer.run(f"insert into moments values (%s::{type}, '-') on conflict do nothing", value)
+            writer.run(
+                f"insert into moments values (%s::{type}, '-') on conflict do nothing", value
+            )
             token = ana.capture()
             ask = request(update("moments", value, text=f"mine {n} {settings}"), read_at=token)
             key = ana.commit(ask)["operations"][0]["id"]

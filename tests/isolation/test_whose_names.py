@@ -139,10 +139,10 @@ def test_functions_are_lent_to_track_alone(deck: Story, mallory: Session) -> Non
         f"select {define}",
         "select concord_internal.redefine_model('m.evil')",
         f"do $$ declare m concord_internal.models; begin m := {define}; end $$",
-        f"do $$ begin perform\n1; perform {define};\n-- PL/pgSQL function concord.track(\nend $$",
-        "create function m.track(r regclass) returns void language plpgsql as"
+        f"do $$ begin perform {define};\n-- concord_internal.track_model(\nend $$",
+        "create function m.track_model(r regclass) returns void language plpgsql as"
         f" $$ declare m concord_internal.models; begin m := {define}; end $$;"
-        "set search_path = m, concord, concord_internal; select track('evil')",
+        "set search_path = m, concord, concord_internal; select track_model('evil')",
     ):
         with suppress(psycopg.Error):
             mallory.run(attempt)
@@ -157,9 +157,7 @@ def test_functions_are_lent_to_track_alone(deck: Story, mallory: Session) -> Non
 
 
 @pytest.mark.parametrize("path", ["m", "concord", "concord_internal, concord, m", "m, pg_catalog"])
-def test_track_under_a_search_path_of_the_callers(
-    deck: Story, mallory: Session, path: str
-) -> None:
+def test_track_under_a_search_path_of_the_callers(deck: Story, mallory: Session, path: str) -> None:
     """Nothing that the caller wrote runs while the functions are lent, whatever its path finds."""
     mallory.run(
         "create table m.got (what text);"
