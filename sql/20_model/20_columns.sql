@@ -39,24 +39,37 @@ $$;
 -- the same. Null where there is no enum.
 create function concord_internal.labels_of(type oid, up_to bigint default null)
 returns bigint[]
-language sql
+language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
-  with recursive part(typ) as (
-    select type
-    union
-    select n.typ
-      from part join pg_type t on t.oid = part.typ
-     cross join lateral (
-       select t.typbasetype where t.typtype = 'd'
-       union all select t.typelem where t.typsubscript = 'array_subscript_handler'::regproc
-       union all select a.atttypid from pg_attribute a where t.typtype = 'c' and a.attrelid = t.typrelid and a.attnum > 0 and not a.attisdropped
-       union all select r.rngsubtype from pg_range r where r.rngtypid = t.oid or r.rngmultitypid = t.oid) n(typ)
-     where n.typ >= 16384)
-  select array[max(e.oid::bigint), hashtextextended(string_agg(format('%s:%s', e.oid, quote_ident(e.enumlabel)), ',' order by e.oid), 0)]
-    from part join pg_enum e on e.enumtypid = part.typ
-   where up_to is null or e.oid::bigint <= up_to
-  having count(*) > 0
+declare
+  parts oid[] := array[type];
+  outer_type record;
+begin
+  select typtype, typsubscript into outer_type from pg_type where oid = type;
+  if outer_type.typtype = 'b' and outer_type.typsubscript <> 'array_subscript_handler'::regproc then
+    return null;
+  elsif outer_type.typtype <> 'e' then
+    parts := array(
+      with recursive part(typ) as (
+        select type
+        union
+        select n.typ
+          from part join pg_type t on t.oid = part.typ
+         cross join lateral (
+           select t.typbasetype where t.typtype = 'd'
+           union all select t.typelem where t.typsubscript = 'array_subscript_handler'::regproc
+           union all select a.atttypid from pg_attribute a where t.typtype = 'c' and a.attrelid = t.typrelid and a.attnum > 0 and not a.attisdropped
+           union all select r.rngsubtype from pg_range r where r.rngtypid = t.oid or r.rngmultitypid = t.oid) n(typ)
+         where n.typ >= 16384)
+      select typ from part);
+  end if;
+  return (
+    select array[max(e.oid::bigint), hashtextextended(string_agg(format('%s:%s', e.oid, quote_ident(e.enumlabel)), ',' order by e.oid), 0)]
+      from pg_enum e
+     where e.enumtypid = any (parts) and (up_to is null or e.oid::bigint <= up_to)
+    having count(*) > 0);
+end
 $$;
 
 -- Live columns by name: t the type as SQL, n the position, and where they apply: c collation, g generation (s stored,

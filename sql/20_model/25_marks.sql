@@ -5,21 +5,25 @@
 
 -- oid     the table, as a number, so that a dump leaves it as it is
 -- server  the system identifier: of the same server, xmin and relfilenode can be compared
+-- place   of each column
 -- xmin    of each column's row in pg_attribute: any DDL on the column
 -- files   a hash over the relfilenodes of the table and its partitions: rewritten, truncated
 -- parts   a hash over pg_inherits below the table, with xmin: attached, detached
 -- labels  see labels_of, for columns that have some. was: earlier marks; labels added after them are left out
 -- expressions  of generated columns: a hash over their text, which a column's new name changes, and one over their tree,
 --              which a restore changes
+-- (PL/pgSQL, so that it is planned once in a session: commits on a table that DDL has touched ask.)
 create function concord_internal.marks_of(rel regclass, was jsonb default null)
 returns jsonb
-language sql
+language plpgsql
 stable
 set search_path = pg_catalog, pg_temp
 as $$
-  select jsonb_strip_nulls(jsonb_build_object(
+begin
+  return (select jsonb_strip_nulls(jsonb_build_object(
     'oid', rel::oid::bigint,
     'server', case when was is null then (pg_control_system()).system_identifier::text end,
+    'place', jsonb_object_agg(a.attname, a.attnum),
     'xmin', jsonb_object_agg(a.attname, a.xmin::text),
     'files', (select hash_array_extended(array_agg(c.relfilenode::bigint order by c.oid), 0)
                 from (select rel::oid union select relid from pg_partition_tree(rel)) r(oid) join pg_class c on c.oid = r.oid),
@@ -30,7 +34,8 @@ as $$
     'expressions', (select jsonb_object_agg(g.attname, jsonb_build_array(hashtextextended(pg_get_expr(d.adbin, d.adrelid), 0), hashtextextended(d.adbin::text, 0)))
                       from pg_attribute g join pg_attrdef d on d.adrelid = g.attrelid and d.adnum = g.attnum
                      where g.attrelid = rel and g.attgenerated <> '')))
-    from pg_attribute a where a.attrelid = rel and a.attnum > 0 and not a.attisdropped
+    from pg_attribute a where a.attrelid = rel and a.attnum > 0 and not a.attisdropped);
+end
 $$;
 
 -- What has changed since the model was defined that its log can't tell: `how` is column (`what` says which), partitions,
@@ -44,7 +49,6 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   live jsonb;
-  columns jsonb;
 begin
   if exists (select from pg_inherits where inhrelid = m.rel) or not m.partitioned and exists (select from pg_inherits where inhparent = m.rel) then
     how := 'inheritance';
@@ -54,11 +58,10 @@ begin
   if live - 'server' = m.marks - 'server' or live->'oid' <> m.marks->'oid' then
     return;
   end if;
-  columns := concord_internal.columns_of(m.rel);
   what := (
-    select min(c) from jsonb_object_keys(m.columns) c
-     where columns ? c
-       and (columns->c->'n' <> m.columns->c->'n'
+    select min(c) from jsonb_object_keys(m.marks->'place') c
+     where live->'place' ? c
+       and (live->'place'->c <> m.marks->'place'->c
             or live->'xmin'->c <> m.marks->'xmin'->c and live->'files' <> m.marks->'files'
             or live->'labels'->c <> m.marks->'labels'->c
             or live->'expressions'->c->0 <> m.marks->'expressions'->c->0 and live->'expressions'->c->1 <> m.marks->'expressions'->c->1));
