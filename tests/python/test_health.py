@@ -97,7 +97,7 @@ MODELS: list[tuple[str, list[tuple[str, str, str | None]], str | None]] = [
     ),
     (
         "alter table parts detach partition parts_1",
-        [("error", "partitions_changed", "parts")] + [("error", "trigger_astray", "parts")] * 4,
+        [("error", "partitions_changed", "parts"), *[("error", "trigger_astray", "parts")] * 4],
         None,
     ),
     (
