@@ -305,8 +305,22 @@ def _use_ids(writer: RawWriter, times: int) -> None:
 
 # --- what is taken out ----------------------------------------------------------------------------
 
-# A commit of one plain update goes a short way of its own: what is cut is cut there too.
+# A commit of one plain update goes a short way of its own, by a function of each model: what is cut
+# is cut there too.
 SHORT_WAY = "concord_internal.run_plain(jsonb)"
+MODELS = range(1, 4)  # items, decks and people
+
+
+def short_ways(text: str, instead: str) -> tuple[Cut, ...]:
+    return tuple(
+        Cut(
+            f"concord_internal.model_{model}_plain(concord_internal.plain_commit)",
+            text.format(model=model),
+            instead,
+        )
+        for model in MODELS
+    )
+
 
 TOKEN_EPOCH = (
     Cut(
@@ -323,20 +337,20 @@ OWN_ENTRIES = (
     ),
 )
 INTERSECTION = (
-    Cut("concord_internal.run_commit(jsonb)", "if cardinality(tokens) = 0 then", "if true then"),
+    Cut("concord_internal.run_whole(jsonb)", "if cardinality(tokens) = 0 then", "if true then"),
     Cut(
         SHORT_WAY,
-        "concord_internal.extend_token(t,",
+        "concord_internal.extend_token(c.t,",
         "concord_internal.extend_token(concord_internal.parse_token(concord_internal.observed_now()),",
     ),
 )
 ROW_LOCKS = (
     Cut(
         "concord_internal.lock_rows(concord_internal.models,text[],text,text)",
-        "if not has_any_column_privilege(m.rel, 'update') then",
+        "if not pg_catalog.has_any_column_privilege(m.rel, 'update') then",
         "if true then",
     ),
-    Cut("concord_internal.plain_context(jsonb,jsonb)", " for no key update of t'", "'"),
+    *short_ways(" for no key update of t;", ";"),
 )
 LOCKS_OF_REQUESTS = (
     Cut(
@@ -344,13 +358,24 @@ LOCKS_OF_REQUESTS = (
         "\nbegin\n",
         "\nbegin\n  return;\n",
     ),
-    Cut(SHORT_WAY, "pg_advisory_xact_lock(concord_internal.row_lock(c.model, row_key))", "1"),
+    *short_ways(
+        "pg_catalog.pg_advisory_xact_lock(concord_internal.row_lock({model}, row_key))", "1"
+    ),
 )
 LOCKS_OF_TRIGGERS = (
     Cut(
         "concord_internal.lock_touched(integer,text[],text[],text[])",
         "\nbegin\n",
         "\nbegin\n  return;\n",
+    ),
+    *(
+        Cut(
+            f"concord_internal.model_{model}_{op}()",
+            "elsif current_setting('concord.committing', true) = '1' then",
+            "elsif false then",
+        )
+        for model in MODELS
+        for op in ("insert", "update", "delete")
     ),
 )
 FALLBACK = (Cut("concord_internal.model_1_update()", "if not fits then", "if false then"),)
