@@ -408,7 +408,7 @@ def _tracked(connection: Connection) -> dict[str, bool]:
                 select from pg_trigger t join pg_proc p on p.oid = t.tgfoid
                 where t.tgrelid = c.oid and not t.tgisinternal
                   and p.pronamespace = 'concord_internal'::regnamespace)
-        order by 1
+        order by c.oid in (select rel from concord.models), 1  -- what was left of a model before it
         """
     ).fetchall()
     return dict(rows)

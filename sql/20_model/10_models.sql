@@ -21,6 +21,7 @@ create table concord_internal.models (
   signature bigint[] not null,         -- concord_internal.signature(rel) then
   named text not null,                 -- the table's qualified name then
   plain boolean not null,              -- has a function for plain commits (see 50_commit/85_plain)
+  marks jsonb not null,                -- concord_internal.marks_of(rel) then
   horizon_epoch integer not null,      -- the transaction that last changed what the deltas can answer
   horizon_xid xid8 not null,
   tracked_at timestamptz not null default now(),

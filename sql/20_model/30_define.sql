@@ -14,7 +14,10 @@ declare
   bad text;
   was concord_internal.models;
   m concord_internal.models;
+  drifted text;
+  stack text;
 begin
+  get diagnostics stack = pg_context;
   perform concord_internal.demand_owner(rel);
   select * into class from pg_class where oid = rel;
   bad := case
@@ -94,6 +97,9 @@ begin
   end if;
 
   select * into was from concord_internal.models o where o.rel = define_model.rel;
+  perform concord_internal.demand_names(rel, was, name, tenant, groups);
+  drifted := case when was.id is null then null when exists (select from concord_internal.bare_relations(rel)) then 'partitions'
+                  else (concord_internal.altered(was)).how end;
   m := was;
   m.rel := rel; m.name := name; m.tenant := tenant; m.tenant_column := tenant_column; m.groups := groups;
   m.ignore_fields := ignore_fields; m.secret_fields := secret_fields; m.detail := detail; m.on_stale := on_stale;
@@ -101,13 +107,15 @@ begin
   m.key_columns := keys; m.columns := columns; m.signature := concord_internal.signature(rel);
   m.any_value := concord_internal.any_value_columns(columns);
   m.named := rel::text;
-  m.plain := concord_internal.is_plain(m);
+  m.marks := concord_internal.marks_of(rel);
+  -- (What a commit finds out about an enum's labels it asks where the plain way does not look.)
+  m.plain := concord_internal.is_plain(m) and not coalesce(m.marks->'labels' ? tenant_column::text, false);
   if was.id is null then
     m.id := nextval('concord_internal.model_id');
     m.paused := false;
     m.tracked_at := now();
   end if;
-  if was.id is null or concord_internal.answers_differently(was, m) then
+  if was.id is null or concord_internal.answers_differently(was, m) or drifted in ('column', 'inheritance') then
     m.horizon_epoch := concord_internal.epoch();
     m.horizon_xid := pg_current_xact_id();
     perform concord_internal.move_group_horizon(tenant, coalesce(was.groups, '{}') || groups);
@@ -119,9 +127,79 @@ begin
   insert into concord_internal.models select m.*;
   perform concord_internal.make_trigger_functions(m);
   perform concord_internal.make_plain_function(m);
-  perform concord_internal.lend_trigger_functions(m.id);
+  if drifted = 'partitions' then
+    perform concord_internal.write_whole_delta(m.id);
+  end if;
+  if concord_internal.called_by(stack, 'concord_internal.define_model', 'concord_internal.track_model')
+     or concord_internal.called_by(stack, 'concord_internal.define_model', 'concord_internal.redefine_model', 'concord_internal.refresh_model') then
+    perform concord_internal.lend_trigger_functions(m.id);
+  end if;
   return m;
 end
+$$;
+
+-- A name is found by the tenants that it holds for, and a group premise rests on every model of its kind: so who joins what
+-- others use must own that too. Else one table's owner could get the commits that are meant for another, or disturb
+-- everybody's premises by writing to, or pausing, a table of its own. Asked when something is new, not of a refresh. The locks: of two that come at
+-- once one sees the other; which in a fixed snapshot it would not.
+create function concord_internal.demand_names(rel regclass, was concord_internal.models, name text, tenant text, groups text[])
+returns void
+language plpgsql
+as $$
+declare
+  moved constant boolean := was.id is null or was.tenant <> tenant;
+  was_timeout constant text := current_setting('lock_timeout');
+  kinds constant text[] := array(
+    select split_part(g, ':', 1) from unnest(groups) g
+    except
+    select split_part(g, ':', 1) from unnest(was.groups) g where not moved);
+  taken text;
+begin
+  if not moved and was.name = name and kinds = '{}' then
+    return;
+  end if;
+  perform set_config('lock_timeout', concord_internal.setting('lock_timeout'), true);
+  perform pg_advisory_xact_lock(u.id)
+     from (select distinct hashtextextended(w, -4) as id from unnest('name ' || name || array(select 'kind ' || k from unnest(kinds) k)) w order by 1) u;
+  perform set_config('lock_timeout', was_timeout, true);
+  if concord_internal.is_admin() then
+    return;
+  elsif current_setting('transaction_isolation') <> 'read committed' then
+    perform concord_internal.fail('invalid_request', 'isolation',
+      'a new name or kind of group needs READ COMMITTED: in a fixed snapshot it can''t be seen whether others use it');
+  end if;
+  if (moved or was.name <> name) and exists (
+       select from concord_internal.models o
+        where o.name = demand_names.name and o.rel <> demand_names.rel and '' in (o.tenant, demand_names.tenant)
+          and not concord_internal.owns(o.rel)) then
+    perform concord_internal.fail('invalid_request', 'name',
+      format('%L is the name of a table of somebody else''s for other tenants: only who owns both, or an administrator, may give it to this one, too', name));
+  end if;
+  select k into taken from unnest(kinds) k
+   where exists (select from concord_internal.models o, unnest(o.groups) g
+                  where split_part(g, ':', 1) = k and o.rel <> demand_names.rel
+                    and (o.tenant = demand_names.tenant or '' in (o.tenant, demand_names.tenant)) and not concord_internal.owns(o.rel))
+   limit 1;
+  if taken is not null then
+    perform concord_internal.fail('invalid_request', 'groups',
+      format('groups of kind %L hold rows of a table of somebody else''s: only who owns both, or an administrator, may let this one join them', taken));
+  end if;
+end
+$$;
+
+-- Who called a function, by its call stack (get diagnostics … = pg_context): whoever calls it next, from plain assignments,
+-- so that no text of a statement, which a caller could choose, stands between. A function of such a qualified name can't be
+-- made by a role that may not create in the schema, and odd names appear quoted. The words before the name are those of the first line,
+-- whatever the language of messages. The callers pin search_path, else they would appear without their schema where it is in it.
+create function concord_internal.called_by(stack text, me text, variadic callers text[])
+returns boolean
+language sql
+immutable
+as $$
+  select words <> '' and starts_with(stack, words || me || '(')
+     and (select bool_and(starts_with(split_part(stack, E'\n', n::integer + 1), words || caller || '('))
+            from unnest(callers) with ordinality c(caller, n))
+    from (select split_part(split_part(stack, E'\n', 1), me || '(', 1)) w(words)
 $$;
 
 -- Is equality of this key column identity, and its text the same in every session?
@@ -172,7 +250,9 @@ as $$
       or concord_internal.retyped(was.columns, m.columns) is not null
 $$;
 
--- CREATE TRIGGER wants EXECUTE on the function. The table's owner has it between these two calls and never else.
+-- CREATE TRIGGER wants EXECUTE on the function. The table's owner has it between these two calls and never else: track_model and
+-- refresh_model make both, and nothing of the owner's runs between them (they pin search_path). A define_model of the owner's
+-- own lends nothing.
 create function concord_internal.lend_trigger_functions(model integer)
 returns void
 language plpgsql
@@ -207,10 +287,15 @@ begin
       execute format('revoke all on function %s() from %s', concord_internal.trigger_function(model, op), grantee.role);
     end loop;
   end loop;
+  -- A tracked table that was attached as a partition is a model no more: its triggers are this one's now.
+  perform concord_internal.forget_model(m.rel) from concord_internal.models m
+   where m.rel <> seal_model.rel and m.rel in (select relid from pg_partition_tree(seal_model.rel));
 end
 $$;
 
 select concord_internal.open_to('concord_internal.define_model(regclass,text,name,text,text[],name[],name[],text,jsonb)', 'public');
+select concord_internal.open_to('concord_internal.demand_names(regclass,concord_internal.models,text,text,text[])');
+select concord_internal.open_to('concord_internal.called_by(text,text,text[])');
 select concord_internal.open_to('concord_internal.usable_as_key(oid,name,jsonb)');
 select concord_internal.open_to('concord_internal.answers_differently(concord_internal.models,concord_internal.models)');
 select concord_internal.open_to('concord_internal.retyped(jsonb,jsonb)', 'public');

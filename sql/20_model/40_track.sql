@@ -23,6 +23,31 @@ returns jsonb
 language plpgsql
 as $$
 declare
+  m constant concord_internal.models := concord_internal.track_model(rel, name, tenant_column, tenant, groups, ignore_fields, secret_fields, detail, on_stale);
+begin
+  return to_jsonb(m) - array['columns', 'signature', 'marks', 'named', 'plain', 'horizon_epoch', 'horizon_xid'];
+end
+$$;
+comment on function concord.track(regclass, text, name, text, text[], name[], name[], text, jsonb) is
+  'Makes a table a model: triggers log every changed row from now on. Idempotent; other arguments change the model in
+place (all of them: what is not passed goes back to its default). Owner of the table only.
+name: public name, default the table''s, unique per tenant. One that another table has for all tenants (or, when this one is
+for all, for any) can be given by who owns both, a superuser or the owner of the database; so can a kind of group that another
+model has for the same tenant or for all. tenant_column: the column that says whose a row is; tenant: one tenant for the whole
+table; neither: shared. groups: templates such as deck:{deck_id}; a row with a null there is in none.
+ignore_fields: never conflict, make no delta by themselves. secret_fields: named in the log, never valued.
+detail: names, or before (also the old values of changed fields). on_stale: default mode per kind of principal, such as
+{"agent": "notify"}. Returns the model as JSON. Takes SHARE ROW EXCLUSIVE on the table, bounded by lock_timeout.
+Errors: invalid_request (param names the argument), forbidden, contended.';
+
+-- On a search_path of its own: see lend_trigger_functions.
+create function concord_internal.track_model(rel regclass, name text, tenant_column name, tenant text, groups text[], ignore_fields name[],
+  secret_fields name[], detail text, on_stale jsonb)
+returns concord_internal.models
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
   m concord_internal.models;
   part regclass;
 begin
@@ -34,44 +59,82 @@ begin
     perform concord_internal.lock_table(rel);
   end if;
   m := concord_internal.define_model(rel, name, tenant_column, tenant, groups, ignore_fields, secret_fields, detail, on_stale);
-  for part in select r from concord_internal.relations_without_triggers(rel) r loop
+  for part in select r from concord_internal.bare_relations(rel) r loop
     perform concord_internal.add_triggers(m.id, part);
   end loop;
   perform concord_internal.seal_model(rel);
-  return to_jsonb(m) - array['columns', 'signature', 'named', 'plain', 'horizon_epoch', 'horizon_xid'];
+  return m;
 end
 $$;
-comment on function concord.track(regclass, text, name, text, text[], name[], name[], text, jsonb) is
-  'Makes a table a model: triggers log every changed row from now on. Idempotent; other arguments change the model in
-place (all of them: what is not passed goes back to its default). Owner of the table only.
-name: public name, default the table''s, unique per tenant. tenant_column: the column that says whose a row is; tenant: one
-tenant for the whole table; neither: shared. groups: templates such as deck:{deck_id}; a row with a null there is in none.
-ignore_fields: never conflict, make no delta by themselves. secret_fields: named in the log, never valued.
-detail: names, or before (also the old values of changed fields). on_stale: default mode per kind of principal, such as
-{"agent": "notify"}. Returns the model as JSON. Takes SHARE ROW EXCLUSIVE on the table, bounded by lock_timeout.
-Errors: invalid_request (param names the argument), forbidden, contended.';
 
 create function concord.untrack(rel regclass)
 returns void
 language plpgsql
 as $$
 declare
-  part regclass;
-  op text;
+  was_timeout constant text := current_setting('lock_timeout');
+  model boolean;
+  t record;
+  left_over text[] := '{}';
 begin
-  perform concord_internal.demand_model(rel);
+  model := not concord_internal.only_left_over(rel);
+  if model then
+    perform concord_internal.demand_model(rel);
+  end if;
   perform concord_internal.lock_table(rel);
-  for part in select r from concord_internal.relations_of(rel) r loop
-    foreach op in array array['insert', 'update', 'delete', 'truncate'] loop
-      execute format('drop trigger if exists %I on %s', 'concord_' || op, part);
-    end loop;
+  perform set_config('lock_timeout', concord_internal.setting('lock_timeout'), true);
+  for t in select * from concord_internal.triggers_made_for(rel) loop
+    if concord_internal.owns(t.rel) then
+      execute format('drop trigger %I on %s', t.name, t.rel);
+    else
+      left_over := left_over || format('drop trigger %I on %s;', t.name, t.rel);
+    end if;
   end loop;
-  perform concord_internal.forget_model(rel);
+  perform set_config('lock_timeout', was_timeout, true);
+  if model then
+    perform concord_internal.forget_model(rel);
+  end if;
+  if left_over <> '{}' then
+    raise warning 'concord: % is untracked, and % triggers of its model stay on tables of somebody else''s: they do nothing any more', rel, cardinality(left_over)
+      using hint = 'Their owners can take them off: ' || array_to_string(left_over, ' ');
+  end if;
 end
 $$;
 comment on function concord.untrack(regclass) is
-  'Takes the triggers off again and forgets the model; the table is as it was. What the log holds of it is no longer
-answered for. Owner of the table only. Errors: model_unknown, forbidden, contended.';
+  'Takes the triggers off again, also from partitions that were detached with them, and forgets the model; the table is as it
+was. What the log holds of it is no longer answered for. A trigger on a table that the caller does not own stays, does nothing
+any more, and is named in a warning. On a table that is no model and has such triggers, it takes them off. Owner of the table
+only. Errors: model_unknown, forbidden, contended.';
+
+-- The triggers that use the functions of a table's model, wherever they are: a partition keeps them when it is detached, and somebody
+-- may have made others. Of a table that is no model: those that it has of any.
+create function concord_internal.triggers_made_for(rel regclass)
+returns table (name name, rel regclass)
+language sql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  select t.tgname, t.tgrelid::regclass
+    from pg_trigger t join pg_proc p on p.oid = t.tgfoid
+    left join concord_internal.models m on m.rel = triggers_made_for.rel
+   where not t.tgisinternal and p.pronamespace = 'concord_internal'::regnamespace
+     and case when m.id is null then t.tgrelid = triggers_made_for.rel and p.proname like 'model\_%'
+              else p.proname = any (array(select 'model_' || m.id || '_' || op from unnest(array['insert', 'update', 'delete', 'truncate']) op)) end
+   order by t.tgrelid::regclass::text, t.tgname
+$$;
+
+-- Is this no model, but a table that triggers of one were left on? Else null or false.
+create function concord_internal.only_left_over(rel regclass)
+returns boolean
+language sql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  select concord_internal.owns(rel) and not exists (select from concord_internal.models m where m.rel = only_left_over.rel)
+     and exists (select from concord_internal.triggers_made_for(rel))
+$$;
 
 create function concord_internal.forget_model(rel regclass)
 returns void
@@ -88,7 +151,7 @@ begin
 end
 $$;
 
--- Models whose table was dropped. Their triggers went with it.
+-- Models whose table was dropped. Their triggers went with it, less those of partitions that had been detached.
 create function concord_internal.prune_models()
 returns bigint
 language plpgsql
@@ -103,6 +166,10 @@ begin
     perform concord_internal.clear_away(gone);
     pruned := pruned + 1;
   end loop;
+  perform concord_internal.clear_functions(u.id)
+     from (select distinct split_part(p.proname::text, '_', 2)::integer as id from pg_proc p
+            where p.pronamespace = 'concord_internal'::regnamespace and p.proname ~ '^model_[0-9]+_') u
+    where not exists (select from concord_internal.models m where m.id = u.id);
   return pruned;
 end
 $$;
@@ -112,15 +179,35 @@ create function concord_internal.clear_away(gone concord_internal.models)
 returns void
 language plpgsql
 as $$
-declare
-  op text;
 begin
   perform concord_internal.move_group_horizon(gone.tenant, gone.groups);
-  foreach op in array array['insert', 'update', 'delete', 'truncate', 'awake'] loop
-    execute format('drop function if exists %s()', concord_internal.trigger_function(gone.id, op));
-  end loop;
+  perform concord_internal.clear_functions(gone.id);
   execute format('drop function if exists %s(concord_internal.plain_commit)', concord_internal.trigger_function(gone.id, 'plain'));
   delete from concord_internal.openings o where o.thing = concord_internal.trigger_function(gone.id, 'plain') || '(concord_internal.plain_commit)';
+end
+$$;
+
+-- The functions of a model that is gone. Those that some table's trigger still uses sleep, until maintain finds that it is gone too.
+create function concord_internal.clear_functions(model integer)
+returns void
+language plpgsql
+as $$
+declare
+  op text;
+  used boolean := false;
+begin
+  foreach op in array array['insert', 'update', 'delete', 'truncate'] loop
+    if exists (select from pg_trigger t where t.tgfoid = to_regprocedure(concord_internal.trigger_function(model, op) || '()')) then
+      used := true;
+    else
+      execute format('drop function if exists %s()', concord_internal.trigger_function(model, op));
+    end if;
+  end loop;
+  if used then
+    perform concord_internal.make_awake_function(model, false);
+  else
+    execute format('drop function if exists %s()', concord_internal.trigger_function(model, 'awake'));
+  end if;
 end
 $$;
 
@@ -154,9 +241,10 @@ begin
 end
 $$;
 comment on function concord.pause(regclass) is
-  'The switch for three in the morning: the triggers log nothing until resume. Guarded writes and premises on the model
-are answered model_changed meanwhile; unguarded writes go on. A flag: nothing of the table changes. Owner of the table only.
-Errors: model_unknown, forbidden, contended.';
+  'The switch for three in the morning: the triggers log nothing until resume, so what is written meanwhile is in no history
+and no feed. Guarded writes and premises on the model are answered model_changed, and so are premises on every group of a kind
+that it has, whatever other models are in it; unguarded writes go on. Nothing of the table changes. Takes SHARE ROW EXCLUSIVE
+on the table, bounded by lock_timeout. Owner of the table only. Errors: model_unknown, forbidden, contended.';
 
 create function concord.resume(rel regclass)
 returns void
@@ -221,17 +309,17 @@ Owner of the table only. Errors: model_unknown, forbidden, contended.';
 create function concord_internal.refresh_model(rel regclass)
 returns void
 language plpgsql
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   part regclass;
   model integer;
-  bare regclass[] := array(select concord_internal.relations_without_triggers(rel));
 begin
-  if bare <> '{}' or concord_internal.needs_horizon(rel) then
+  if exists (select from concord_internal.relations_without_triggers(rel)) or concord_internal.needs_horizon(rel) then
     perform concord_internal.lock_table(rel);
   end if;
-  model := concord_internal.redefine_model(rel, bare <> '{}');
-  foreach part in array bare loop
+  model := concord_internal.redefine_model(rel);
+  for part in select r from concord_internal.bare_relations(rel) r loop
     perform concord_internal.add_triggers(model, part);
   end loop;
   perform concord_internal.seal_model(rel);
@@ -256,13 +344,14 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
   select coalesce(bool_or(m.key_columns <> concord_internal.key_columns_of(m.rel)
+                          or (concord_internal.altered(m)).how = 'column'
                           or concord_internal.retyped(m.columns, concord_internal.columns_of(m.rel)) is not null), false)
     from concord_internal.models m where m.rel = needs_horizon.rel and concord_internal.owns(m.rel)
 $$;
 
 -- The same definition over the live columns. A renamed column is still ignored, or secret, under its new name (known by
 -- its position); one that is gone leaves the lists.
-create function concord_internal.redefine_model(rel regclass, whole boolean)
+create function concord_internal.redefine_model(rel regclass)
 returns integer
 language plpgsql
 security definer
@@ -277,9 +366,6 @@ begin
   m := concord_internal.define_model(rel, m.name, m.tenant_column, m.tenant, m.groups,
     concord_internal.live_names(m.ignore_fields, m.columns, live),
     concord_internal.live_names(m.secret_fields, m.columns, live), m.detail, m.on_stale);
-  if whole then
-    perform concord_internal.write_whole_delta(m.id);
-  end if;
   return m.id;
 end
 $$;
@@ -298,7 +384,10 @@ $$;
 
 select concord_internal.open_to('concord_internal.lock_table(regclass)', 'public');
 select concord_internal.open_to('concord.track(regclass,text,name,text,text[],name[],name[],text,jsonb)', 'public');
+select concord_internal.open_to('concord_internal.track_model(regclass,text,name,text,text[],name[],name[],text,jsonb)', 'public');
 select concord_internal.open_to('concord.untrack(regclass)', 'public');
+select concord_internal.open_to('concord_internal.only_left_over(regclass)', 'public');
+select concord_internal.open_to('concord_internal.triggers_made_for(regclass)', 'public');
 select concord_internal.open_to('concord_internal.forget_model(regclass)', 'public');
 select concord_internal.open_to('concord_internal.demand_model(regclass)', 'public');
 select concord_internal.open_to('concord.pause(regclass)', 'public');
@@ -308,7 +397,8 @@ select concord_internal.open_to('concord.refresh(regclass)', 'public');
 select concord_internal.open_to('concord_internal.refresh_model(regclass)', 'public');
 select concord_internal.open_to('concord_internal.owned_models()', 'public');
 select concord_internal.open_to('concord_internal.needs_horizon(regclass)', 'public');
-select concord_internal.open_to('concord_internal.redefine_model(regclass,boolean)', 'public');
+select concord_internal.open_to('concord_internal.redefine_model(regclass)', 'public');
 select concord_internal.open_to('concord_internal.live_names(name[],jsonb,jsonb)');
 select concord_internal.open_to('concord_internal.prune_models()');
 select concord_internal.open_to('concord_internal.clear_away(concord_internal.models)');
+select concord_internal.open_to('concord_internal.clear_functions(integer)');

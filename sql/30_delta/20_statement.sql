@@ -82,7 +82,7 @@ $$;
 
 -- The statement, or null when rows can't be told from the live columns (a key, tenant or group column is gone): then only
 -- a whole-model delta is sound. by_kind, by_actor, for_whom and by_epoch are the trigger's variables; where the statement is
--- executed from text they are $1 to $4. alone: the shorter text for one updated row; null where the model has none.
+-- executed from text they are $1 to $4 (put in while it is built: the finished text holds names of users). alone: the shorter text for one updated row; null where the model has none.
 create function concord_internal.delta_statement(m concord_internal.models, rel oid, op text, variables boolean, alone boolean default false)
 returns text
 language plpgsql
@@ -103,6 +103,10 @@ declare
   before text := 'null::text';
   steady text;        -- what does not change in a row of the shorter text
   insertion text;
+  by_kind constant text := case when variables then 'by_kind' else '$1' end;
+  by_actor constant text := case when variables then 'by_actor' else '$2' end;
+  for_whom constant text := case when variables then 'for_whom' else '$3' end;
+  by_epoch constant text := case when variables then 'by_epoch' else '$4' end;
 begin
   if keys is null or cardinality(keys) <> cardinality(m.key_columns) or (cardinality(keys) > 1 and keys <> m.key_columns)
      or (m.tenant_column is not null and not columns ? m.tenant_column::text)
@@ -194,18 +198,15 @@ begin
   end if;
   insertion := 'insert into concord_internal.deltas '
     '(xid, seq, at, epoch, model, depth, op, kind, tenant, key, grp, fields, actor, on_behalf_of, groups, before) select '
-    'pg_current_xact_id(), nextval(''concord_internal.delta_seq''), clock_timestamp(), by_epoch, ' || m.id ||
+    'pg_current_xact_id(), nextval(''concord_internal.delta_seq''), clock_timestamp(), ' || by_epoch || ', ' || m.id ||
     ', pg_trigger_depth(), ' ||
     case when most > 1
-      then 'case when i.n = 1 then d.op else ''g'' end, by_kind, d.tenant, case when i.n = 1 then d.key end, d.spans[i.n], '
-           'case when i.n = 1 then d.fields end, by_actor, for_whom, '
+      then 'case when i.n = 1 then d.op else ''g'' end, ' || by_kind || ', d.tenant, case when i.n = 1 then d.key end, d.spans[i.n], '
+           'case when i.n = 1 then d.fields end, ' || by_actor || ', ' || for_whom || ', '
            'case when i.n = 1 and cardinality(d.spans) > 1 then d.spans::text end, case when i.n = 1 then d.before end'
-      else 'd.op, by_kind, d.tenant, d.key, ' || case when most = 0 then 'null' else 'd.spans[1]' end ||
-           ', d.fields, by_actor, for_whom, null, d.before' end ||
+      else 'd.op, ' || by_kind || ', d.tenant, d.key, ' || case when most = 0 then 'null' else 'd.spans[1]' end ||
+           ', d.fields, ' || by_actor || ', ' || for_whom || ', null, d.before' end ||
     ' from ' || source;
-  if not variables then
-    insertion := replace(replace(replace(replace(insertion, ' by_kind,', ' $1,'), ' by_actor,', ' $2,'), ' for_whom,', ' $3,'), ' by_epoch,', ' $4,');
-  end if;
   if op = 'update' then
     insertion := insertion || ' where d.fields <> ''{}'' or d.fields is null';
   end if;

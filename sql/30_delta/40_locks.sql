@@ -33,8 +33,9 @@ immutable
 parallel safe
 return 1000;
 
--- Inside a commit: the locks for what a statement changed, whoever issued it (the commit, a cascade, a user's trigger).
--- Without them write skew passes through cascades and triggers. Those that the commit holds already cost next to nothing.
+-- Inside a commit (concord.committing is 1, until its transaction ends): the locks for what a statement changed, whoever issued it (the commit, a cascade, a user's trigger).
+-- Without them write skew passes through cascades and triggers. Those that the commit holds already cost next to nothing. Where the
+-- setting is anything else nothing is locked; all is a commit that holds its tenants exclusively, and needs no more.
 create function concord_internal.lock_touched(model integer, tenants text[], keys text[], groups text[])
 returns void
 language plpgsql

@@ -12,22 +12,25 @@ language plpgsql
 as $$
 declare
   columns constant jsonb := concord_internal.columns_of(m.rel);
-  signature constant bigint[] := concord_internal.signature(m.rel);
+  shape constant bigint[] := concord_internal.shape(m.rel);
   statement text;
   alone text;
   pins text := '';
   op text;
 begin
-  -- Old values are logged as text that is the same in every session. Settings are pinned only where a type needs it.
-  if m.detail = 'before' then
-    pins := (select coalesce(string_agg(distinct pin, ''), '')
-               from jsonb_each(columns) c,
-                    lateral (values (' set timezone = ''UTC''', 'timestamp with'), (' set timezone = ''UTC''', 'time with'),
-                                    (' set timezone = ''UTC''', 'tstz'), (' set datestyle = ''ISO, YMD''', 'range'),
-                                    (' set extra_float_digits = 1', 'double'), (' set extra_float_digits = 1', 'real'),
-                                    (' set bytea_output = ''hex''', 'bytea'), (' set intervalstyle = ''postgres''', 'interval')) p(pin, type)
-              where strpos(c.value->>'t', p.type) > 0 or c.value ? 'foreign');
-  end if;
+  -- Keys, tenants, groups and old values are logged as text that is the same in every session. Settings are pinned only
+  -- where a type needs it. (An enum's text depends on none.)
+  pins := (select coalesce(string_agg(distinct pin, ''), '')
+             from jsonb_each(columns) c,
+                  lateral (values (' set timezone = ''UTC''', 'timestamp with'), (' set timezone = ''UTC''', 'time with'),
+                                  (' set timezone = ''UTC''', 'tstz'), (' set datestyle = ''ISO, YMD''', 'range'),
+                                  (' set extra_float_digits = 1', 'double'), (' set extra_float_digits = 1', 'real'),
+                                  (' set bytea_output = ''hex''', 'bytea'), (' set intervalstyle = ''postgres''', 'interval')) p(pin, type)
+            where (m.detail = 'before' or c.key = any (m.key_columns) or c.key = m.tenant_column
+                   or c.key in (select concord_internal.template_columns(m.groups)))
+              and (strpos(c.value->>'t', p.type) > 0
+                   or c.value ? 'foreign' and exists (select from pg_attribute a join pg_type t on t.oid = a.atttypid
+                                                       where a.attrelid = m.rel and a.attname = c.key and t.typtype <> 'e')));
   perform concord_internal.make_awake_function(m.id, not m.paused);
   foreach op in array array['insert', 'update', 'delete'] loop
     statement := concord_internal.delta_statement(m, m.rel, op, true);
@@ -43,7 +46,7 @@ declare
   m concord_internal.models;
   statement text;
 begin
-  select count(*), coalesce(case when tg_relid = %3$s then concord_internal.signature_when_planned(%3$s) = %4$L end,
+  select count(*), coalesce(case when tg_relid = %3$s then concord_internal.shape_when_planned(%3$s) = %4$L end,
                             concord_internal.same_columns(tg_relid, %4$L))
     into many, fits from (select from %5$s limit 2) r where %9$s();
   if many = 0 then
@@ -72,7 +75,7 @@ begin
 %7$s    %8$s;
   end if;
   return null;
-end$body$, m.id, op, m.rel::oid, signature, case op when 'delete' then 'old_rows' else 'new_rows' end,
+end$body$, m.id, op, m.rel::oid, shape, case op when 'delete' then 'old_rows' else 'new_rows' end,
       case when alone is not null or cardinality(m.groups) <= 1 then concord_internal.when_alone(coalesce(alone, statement)
         || format(' returning pg_advisory_xact_lock(concord_internal.row_lock(%s, key)),'
                   ' pg_advisory_xact_lock_shared(concord_internal.group_lock(tenant, grp)) into statement', m.id)) else '' end,
@@ -118,11 +121,9 @@ returns void
 language plpgsql
 as $$
 begin
-  execute format($function$
-create or replace function %1$s() returns trigger language plpgsql security definer
-set search_path = pg_catalog, pg_temp%2$s as $trigger$%3$s
-$trigger$
-$function$, concord_internal.trigger_function(model, op), pins, body);
+  -- The body as a literal: it holds names and texts of users, which could end any dollar quote.
+  execute format('create or replace function %s() returns trigger language plpgsql security definer set search_path = pg_catalog, pg_temp%s as %L',
+                 concord_internal.trigger_function(model, op), pins, body);
   execute format('revoke all on function %s() from public', concord_internal.trigger_function(model, op));
 end
 $$;
@@ -140,17 +141,41 @@ as $$
   select relid from pg_partition_tree(rel)
 $$;
 
--- Those of them which lack one of the four.
-create function concord_internal.relations_without_triggers(rel regclass)
+-- Those of them which lack one of the four, or have another model''s (a tracked table that was attached as a partition).
+create function concord_internal.bare_relations(rel regclass)
 returns setof regclass
-language sql
+language plpgsql
 stable
+security definer
 set search_path = pg_catalog, pg_temp
 as $$
-  select r from concord_internal.relations_of(rel) r
-   where 4 > (select count(*) from pg_trigger t
-               where t.tgrelid = r and not t.tgisinternal
-                 and t.tgname in ('concord_insert', 'concord_update', 'concord_delete', 'concord_truncate'))
+declare
+  made constant oid[] := array(
+    select to_regprocedure(concord_internal.trigger_function(m.id, op) || '()')
+      from concord_internal.models m, unnest(array['insert', 'update', 'delete', 'truncate']) op where m.rel = bare_relations.rel);
+begin
+  return query
+    select r from concord_internal.relations_of(rel) r
+     where 4 > (select count(*) from pg_trigger t
+                 where t.tgrelid = r and not t.tgisinternal and t.tgfoid = any (made)
+                   and t.tgname in ('concord_insert', 'concord_update', 'concord_delete', 'concord_truncate'));
+end
+$$;
+
+-- Those that the log does not answer for: they are bare, or (said of the table itself) altered in a way that it can''t tell.
+create function concord_internal.relations_without_triggers(rel regclass)
+returns setof regclass
+language plpgsql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return query
+    select r from concord_internal.bare_relations(rel) r
+    union all
+    select m.rel from concord_internal.models m where m.rel = relations_without_triggers.rel and (concord_internal.altered(m)).how is not null;
+end
 $$;
 
 -- Runs as the caller, who owns the table. Each trigger has its own events: a statement-level trigger with transition
@@ -177,5 +202,6 @@ select concord_internal.open_to('concord_internal.make_awake_function(integer,bo
 select concord_internal.open_to('concord_internal.when_alone(text)');
 select concord_internal.open_to('concord_internal.make_trigger_function(integer,text,text,text)');
 select concord_internal.open_to('concord_internal.relations_of(regclass)', 'public');
+select concord_internal.open_to('concord_internal.bare_relations(regclass)', 'public');
 select concord_internal.open_to('concord_internal.relations_without_triggers(regclass)', 'public');
 select concord_internal.open_to('concord_internal.add_triggers(integer,regclass)', 'public');

@@ -141,8 +141,8 @@ begin
   if writes is null then
     writes := E'\n    when null then null;';
   end if;
-  execute format($function$
-create or replace function %1$s(c concord_internal.plain_commit) returns text language plpgsql as $plain$
+  -- The body as a literal: it holds names and texts of users, which could end any dollar quote.
+  execute format('create or replace function %s(c concord_internal.plain_commit) returns text language plpgsql as %L', name, format($function$
 declare
   was_timeout constant text := pg_catalog.current_setting('lock_timeout');
   was_path constant text := pg_catalog.current_setting('search_path');
@@ -181,12 +181,11 @@ begin
   ignored := pg_catalog.set_config('search_path', was_path, true);
   return row_key;
 end
-$plain$
 $function$, name, m.named, m.signature, m.named,
     't.' || key || case key_type when 'text' then '' else '::text' end,
     case when m.tenant_column is null then '' else format('coalesce(%s, '''') operator(pg_catalog.=) c.tenant and ',
       concord_internal.stable_text(format('t.%I', m.tenant_column), m.columns->(m.tenant_column::text)->>'t')) end,
-    key, key_type, m.id, writes);
+    key, key_type, m.id, writes));
   perform concord_internal.open_to((name || '(concord_internal.plain_commit)')::regprocedure, 'concord_app');
   if to_regrole('concord_app') is not null then
     execute format('grant execute on function %s(concord_internal.plain_commit) to concord_app', name);

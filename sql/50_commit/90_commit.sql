@@ -79,6 +79,7 @@ begin
         execute format('select from %s limit 0', (named[i]).rel);
       end if;
     end loop;
+    named := concord_internal.models_named(r.model_names);  -- the table's lock may have been waited for, too
     models := concord_internal.live_models(named);
     for i in 1 .. cardinality(models) loop
       if (models[i]).id is null or i = changed and attempt = 5 then

@@ -20,7 +20,7 @@ comment on type concord.change is
   'A change as concord.history() and concord.changes() show it. sync_id orders changes and is no token. op: create, update,
 delete, truncate, or checkpoint (no change: it ends the feed and carries next_token). id: null where the whole model
 changed. fields: null for the whole row. before: old values of those fields, as far as the log holds them and the caller
-may read them. groups: every group that the row was or is in. commit_id, label: null for a write that went past
+may read them; JSON that jsonb refuses (\u0000, 1e999999) is a string, its own text. groups: every group that the row was or is in. commit_id, label: null for a write that went past
 concord.commit(). next_token: where changes() goes on after this one; null in history.';
 
 -- Finds deltas by when they were logged: by transaction where a page of the feed begins, by number inside it. Half a byte

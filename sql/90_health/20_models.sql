@@ -19,6 +19,7 @@ declare
   t record;
   gone text;
   changed text;
+  drift record;
 begin
   select * into class from pg_class where oid = m.rel;
   if class.oid is null then
@@ -28,7 +29,9 @@ begin
   live := concord_internal.columns_of(m.rel);
   keys := concord_internal.key_columns_of(m.rel);
 
-  for part in select r from concord_internal.relations_without_triggers(m.rel) r loop
+  for part in select r from concord_internal.bare_relations(m.rel) r
+               where 4 > (select count(*) from pg_trigger g where g.tgrelid = r and not g.tgisinternal
+                             and g.tgname in ('concord_insert', 'concord_update', 'concord_delete', 'concord_truncate')) loop
     return next row('error', 'trigger_missing', m.name,
       format('%s lacks a trigger of concord: what is written there is not logged, and guarded writes are model_changed', part),
       format('select concord.refresh(%L);', m.rel))::concord.finding;
@@ -79,12 +82,13 @@ begin
     return next row('error', 'key_unusable', m.name, 'equal values of the key may look different now',
       format('give the key another type, then select concord.refresh(%L); or select concord.untrack(%L);', m.rel, m.rel))::concord.finding;
   end if;
-  changed := concord_internal.retyped(m.columns, live);
+  drift := concord_internal.altered(m);
+  changed := coalesce(concord_internal.retyped(m.columns, live), case when drift.how = 'column' then drift.what end);
   if changed is not null then
     return next row('error', 'column_retyped', m.name,
-      format('column %I changed its type, collation or generation: guarded writes are model_changed', changed),
+      format('column %I changed its type, collation, generation or labels, or ALTER TABLE may have changed its values: guarded writes are model_changed', changed),
       format('select concord.refresh(%L);', m.rel))::concord.finding;
-  elsif concord_internal.signature(m.rel) <> m.signature then
+  elsif trim_array(concord_internal.signature(m.rel), 1) <> trim_array(m.signature, 1) then
     return next row('warning', 'columns_changed', m.name, 'columns came, went or were renamed: the triggers compare them the slow way',
       format('select concord.refresh(%L);', m.rel))::concord.finding;
   end if;
@@ -97,6 +101,10 @@ begin
       format('select concord.track(%L, …); with a definition over the columns that there are', m.rel))::concord.finding;
   end if;
 
+  if drift.how = 'partitions' and not exists (select from concord_internal.bare_relations(m.rel)) then
+    return next row('error', 'partitions_changed', m.name, 'partitions came or went, with rows that are in no log: guarded writes are model_changed',
+      format('select concord.refresh(%L);', m.rel))::concord.finding;
+  end if;
   if m.paused then
     return next row('warning', 'paused', m.name, 'nothing is logged, and guarded writes are model_changed',
       format('select concord.resume(%L);', m.rel))::concord.finding;

@@ -55,6 +55,16 @@ begin
       format('revoke all on function %s from %s;', found.fn, case when found.grantee = 0 then 'public' else found.grantee::regrole::text end))::concord.finding;
   end loop;
   for found in
+    select t.tgname, t.tgrelid::regclass as rel
+      from pg_trigger t join pg_proc p on p.oid = t.tgfoid
+     where not t.tgisinternal and p.pronamespace = 'concord_internal'::regnamespace and p.proname ~ '^model_[0-9]+_'
+       and not exists (select from concord_internal.models m where m.id = split_part(p.proname::text, '_', 2)::integer)
+     order by 2, 1
+  loop
+    return next row('warning', 'trigger_left', null, format('trigger %I on %s is of a model that is gone, and does nothing', found.tgname, found.rel),
+      format('drop trigger %I on %s;', found.tgname, found.rel))::concord.finding;
+  end loop;
+  for found in
     select p.oid::regprocedure::text as fn, p.proowner::regrole::text as owner from pg_proc p
      where p.pronamespace in ('concord'::regnamespace, 'concord_internal'::regnamespace) and p.proowner <> pack_owner
      order by 1

@@ -97,7 +97,18 @@ MODELS: list[tuple[str, list[tuple[str, str, str | None]], str | None]] = [
     ),
     (
         "alter table parts detach partition parts_1",
-        [("error", "trigger_astray", "parts")] * 4,
+        [("error", "partitions_changed", "parts"), *[("error", "trigger_astray", "parts")] * 4],
+        None,
+    ),
+    (
+        "alter table parts detach partition parts_1;"
+        "alter table parts attach partition parts_1 for values in (1)",
+        [("error", "partitions_changed", "parts")],
+        None,
+    ),
+    (
+        "alter table slides alter column title type text using title || '!'",
+        [("error", "column_retyped", "slides")],
         None,
     ),
     (
@@ -160,7 +171,7 @@ MODELS: list[tuple[str, list[tuple[str, str, str | None]], str | None]] = [
     (
         "alter table slides alter column id type numeric",
         [("error", "key_unusable", "slides"), ("error", "column_retyped", "slides")],
-        "alter table slides alter column id type int",
+        "alter table slides alter column id type int; select concord.refresh('slides')",
     ),
     (
         "select concord.pause('slides')",
