@@ -340,7 +340,7 @@ $$;
 comment on function concord.read(text, text) is
   'One row and the token it was read under, from one snapshot: {"data": row or null, "readAt": token}. The row has the columns
 that the caller may select; null when there is no such row, or none for the caller. Values as in notifications: JSON of
-built-in types, the output text of others. Errors: model_unknown, invalid_request (an id of the wrong shape), contended (40001: the table was altered meanwhile).';
+built-in types, the output text of others, the oid of what names an object (regclass and the like). Errors: model_unknown, invalid_request (an id of the wrong shape), contended (40001: the table was altered meanwhile).';
 
 create function concord_internal.read_row(model text, id text, path text)
 returns jsonb
