@@ -166,7 +166,7 @@ return case
   when type like 'timestamp%with time zone' then
     format('pg_catalog.replace(pg_catalog.replace((pg_catalog.to_jsonb(pg_catalog.timezone(''UTC'', %s)) operator(pg_catalog.#>>) ''{}'')'
            ' operator(pg_catalog.||) ''Z'', '' BCZ'', ''Z BC''), ''infinityZ'', ''infinity'')', expression)
-  when type = 'bytea' then format('pg_catalog.concat(pg_catalog.chr(92), ''x'', pg_catalog.encode(%s, ''hex''))', expression)
+  when type = 'bytea' then format('pg_catalog.chr(92) operator(pg_catalog.||) ''x'' operator(pg_catalog.||) pg_catalog.encode(%s, ''hex'')', expression)
   when type in ('uuid', 'text', 'smallint', 'integer', 'bigint') or type like 'character varying%' then expression || '::text'
   else format('pg_catalog.format(''%%s'', %s)', expression)
 end;

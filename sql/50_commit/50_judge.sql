@@ -374,7 +374,8 @@ begin
                       where h.kind = split_part(grp, ':', 1) and h.tenant in (who.tenant, '')
                         and not concord_internal.has_seen(t, h.epoch, h.xid, 0))
      and not exists (select from concord_internal.models m
-                      where (m.paused or m.partitioned and exists (select from concord_internal.relations_without_triggers(m.rel)))
+                      where (m.paused or (m.partitioned or concord_internal.signature(m.rel) <> m.signature)
+                                          and (concord_internal.live_model(m)).id is null)
                         and m.tenant in (who.tenant, '')
                         and exists (select from unnest(m.groups) g where split_part(g, ':', 1) = split_part(grp, ':', 1)));
 end

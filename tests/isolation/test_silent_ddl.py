@@ -159,7 +159,6 @@ def test_ddl_that_changes_nothing(story: Story, change: str) -> None:
             ana.commit(request(write, read_at=token))
 
 
-@pytest.mark.xfail(reason="knows_group looks at partitioned models alone", strict=False)
 def test_a_group_named_after_a_label(story: Story) -> None:
     """Never a guess: the group's rows were logged under its other name."""
     story.tables(THINGS)
