@@ -38,6 +38,20 @@ create index deltas_group on concord_internal.deltas_default (hashtextextended(g
 -- Whole-model deltas (TRUNCATE, refresh, a fallback that can't tell rows): few, and every check asks for them.
 create index deltas_whole on concord_internal.deltas_default (model, xid) where key is null and op <> 'g';
 
+-- The deltas of one row, in the words of the index deltas_row. A single SELECT without settings of its own, so it is inlined
+-- where it is asked from, and what stands around it (an order, a limit, more conditions) reaches the index.
+create function concord_internal.row_deltas(model integer, key text)
+returns setof concord_internal.deltas
+language sql
+stable
+begin atomic
+  select d.* from concord_internal.deltas d
+   where hashtextextended(d.key, d.model::bigint) = hashtextextended(row_deltas.key, row_deltas.model::bigint)
+     and d.key is not null and d.key = row_deltas.key and d.model = row_deltas.model;
+end;
+
+select concord_internal.open_to('concord_internal.row_deltas(integer,text)');
+
 -- What was cut off: a token that may not have seen a transaction below the floor is expired.
 create table concord_internal.log_floor (
   only_one boolean primary key default true check (only_one),

@@ -28,9 +28,7 @@ begin
   end if;
   for d in
     select * from (
-      (select x.* from concord_internal.deltas x
-        where hashtextextended(x.key, x.model::bigint) = hashtextextended(row_key, history_of.model::bigint)
-          and x.key is not null and x.key = row_key and x.model = history_of.model)
+      (select x.* from concord_internal.row_deltas(history_of.model, row_key) x)
       union all
       (select x.* from concord_internal.deltas x
         where x.key is null and x.op <> 'g' and x.model = history_of.model)) u
