@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import partial
@@ -44,13 +45,36 @@ class Snapshot:
         return xid < self.xmin or (xid < self.xmax and xid not in self.running)
 
 
+class Heads:
+    """The newest audit entry of every row, as what differs from a state that many readings share.
+
+    A long history has thousands of rows and tens of thousands of readings: each by itself would
+    fill the memory.
+    """
+
+    MOST = 300
+
+    def __init__(self, state: Mapping[RowId, int], older: Heads | None = None) -> None:
+        self.shared: Mapping[RowId, int] = state if older is None else older.shared
+        self.other: dict[RowId, int | None] = {
+            row: state.get(row)
+            for row in self.shared.keys() | state.keys()
+            if state.get(row) != self.shared.get(row)
+        }
+        if len(self.other) > self.MOST:
+            self.shared, self.other = state, {}
+
+    def get(self, row: RowId) -> int | None:
+        return self.other[row] if row in self.other else self.shared.get(row)
+
+
 @dataclass(frozen=True, eq=False)
 class Reading:
     """A token of a read, with the newest audit entry of every row in the same snapshot."""
 
     token: str
     started: str
-    heads: dict[RowId, int]
+    heads: Heads
     rows: dict[RowId, Image | None] = field(default_factory=dict)
     """What was read beside it."""
 

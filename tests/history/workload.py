@@ -19,6 +19,7 @@ from tests.history.oracle import Image, RowId
 from tests.history.records import (
     Attempt,
     Client,
+    Heads,
     ObservedToken,
     Reading,
     ReceiptToken,
@@ -128,6 +129,7 @@ class Committer(Actor):
         self.tokens: deque[Token] = deque(maxlen=12)
         self.at_hand: Token | None = None
         """The token that is used most."""
+        self.heads: Heads | None = None
         self.again: Attempt | None = None
         """A commit with an idempotency key, to be asked for again: cut off, or out of doubt."""
 
@@ -178,10 +180,11 @@ class Committer(Actor):
                 *answers, _, state, started = self.row(query, *values)
         else:
             *answers, token, state, started = self.row(query, *values)
+        self.heads = Heads({_row_id(name): entry for name, entry in state.items()}, self.heads)
         reading = Reading(
             token,
             str(started.timestamp()),
-            {_row_id(name): entry for name, entry in state.items()},
+            self.heads,
             {row: answer["data"] for row, answer in zip(wanted, answers, strict=True)},
         )
         if keep:
