@@ -80,7 +80,7 @@ returns jsonb
 language sql
 stable
 parallel safe
-set search_path = pg_catalog, pg_temp
+set search_path = pg_catalog, pg_temp set quote_all_identifiers = off
 as $$
   select jsonb_object_agg(a.attname, jsonb_strip_nulls(jsonb_build_object(
            't', format_type(a.atttypid, a.atttypmod),

@@ -78,8 +78,10 @@ begin
     perform concord_internal.fail('invalid_request', 'ignore_fields',
       format('%s is not a column, or belongs to the key, the tenant or a group', coalesce(quote_ident(bad), 'null')));
   end loop;
-  for bad in select f from unnest(secret_fields) f where f is null or not columns ? f::text loop
-    perform concord_internal.fail('invalid_request', 'secret_fields', format('no column %s', coalesce(quote_ident(bad), 'null')));
+  for bad in select f from unnest(secret_fields) f where f is null or not columns ? f::text
+                or f = any (keys) or f = tenant_column or exists (select from unnest(groups) g where strpos(g, '{' || f || '}') > 0) loop
+    perform concord_internal.fail('invalid_request', 'secret_fields',
+      format('%s is not a column, or belongs to the key, the tenant or a group, which are logged', coalesce(quote_ident(bad), 'null')));
   end loop;
   for bad in select g from unnest(groups) g where g is null or g !~ '^[^:{}]+:([^{}]|\{[^{}]+\})+$'
                 or exists (select from concord_internal.template_columns(array[g]) c where not columns ? c or columns->c->>'g' = 'v') loop
@@ -191,15 +193,24 @@ $$;
 -- so that no text of a statement, which a caller could choose, stands between. A function of such a qualified name can't be
 -- made by a role that may not create in the schema, and odd names appear quoted. The words before the name are those of the first line,
 -- whatever the language of messages. The callers pin search_path, else they would appear without their schema where it is in it.
+-- A call stack whose functions of this schema stand without quotes, as without quote_all_identifiers. (Quotes inside an odd
+-- name are doubled, so none of those becomes one of ours.)
+create function concord_internal.bare_stack(stack text)
+returns text
+language sql
+immutable
+return case when strpos(stack, '"concord_internal"."') > 0
+            then regexp_replace(stack, '"concord_internal"\."([a-z_]+)"\(', 'concord_internal.\1(', 'g') else stack end;
+
 create function concord_internal.called_by(stack text, me text, variadic callers text[])
 returns boolean
 language sql
 immutable
 as $$
-  select words <> '' and starts_with(stack, words || me || '(')
-     and (select bool_and(starts_with(split_part(stack, E'\n', n::integer + 1), words || caller || '('))
+  select words <> '' and starts_with(s.stack, words || me || '(')
+     and (select bool_and(starts_with(split_part(s.stack, E'\n', n::integer + 1), words || caller || '('))
             from unnest(callers) with ordinality c(caller, n))
-    from (select split_part(split_part(stack, E'\n', 1), me || '(', 1)) w(words)
+    from concord_internal.bare_stack(stack) s(stack), split_part(split_part(s.stack, E'\n', 1), me || '(', 1) w(words)
 $$;
 
 -- Is equality of this key column identity, and its text the same in every session?
@@ -216,6 +227,7 @@ as $$
   select bool_or(t.typtype = 'e'
                  or t.oid in ('int2'::regtype, 'int4'::regtype, 'int8'::regtype, 'oid'::regtype, 'uuid'::regtype, 'bool'::regtype)
                  or t.oid in ('text'::regtype, 'varchar'::regtype, 'bpchar'::regtype, 'name'::regtype)
+                    and def->>'t' <> 'bpchar'    -- without a length: blanks at the end are kept, and do not count
                     and coalesce((select c.collisdeterministic from pg_collation c where c.oid = base.coll), false)
                  or t.oid in ('date'::regtype, 'timestamp'::regtype, 'timestamptz'::regtype, 'bytea'::regtype)
                     and def->>'t' !~ '\.')   -- not through a domain: its text would follow the session's settings
@@ -295,6 +307,7 @@ $$;
 
 select concord_internal.open_to('concord_internal.define_model(regclass,text,name,text,text[],name[],name[],text,jsonb)', 'public');
 select concord_internal.open_to('concord_internal.demand_names(regclass,concord_internal.models,text,text,text[])');
+select concord_internal.open_to('concord_internal.bare_stack(text)');
 select concord_internal.open_to('concord_internal.called_by(text,text,text[])');
 select concord_internal.open_to('concord_internal.usable_as_key(oid,name,jsonb)');
 select concord_internal.open_to('concord_internal.answers_differently(concord_internal.models,concord_internal.models)');

@@ -46,9 +46,8 @@ set search_path = pg_catalog, pg_temp
 as $$
   select current_setting('transaction_isolation') = 'read committed'
       or (pg_identify_object('pg_class'::regclass, rel, (count(*) + 1)::integer)).identity is null
-         and bool_and((pg_identify_object('pg_class'::regclass, rel, a.attnum)).identity is not distinct from
-                        case when not a.attisdropped
-                             then (pg_identify_object('pg_class'::regclass, rel, 0)).identity || '.' || quote_ident(a.attname) end)
+         and bool_and(a.attisdropped or (pg_identify_object('pg_class'::regclass, rel, a.attnum)).identity is not distinct from
+                                        (pg_identify_object('pg_class'::regclass, rel, 0)).identity || '.' || quote_ident(a.attname))
     from pg_attribute a where a.attrelid = rel and a.attnum > 0
 $$;
 

@@ -33,7 +33,28 @@ immutable
 parallel safe
 return 1000;
 
--- Inside a commit (concord.committing is 1, until its transaction ends): the locks for what a statement changed, whoever issued it (the commit, a cascade, a user's trigger).
+-- May this transaction take so many more single locks? They add up over its commits and over its statements, and when they
+-- are too many it takes what every commit shares, exclusively, and needs none of them from there on. Counted in a setting of
+-- the transaction; who sets it by hand comes to wait for fewer, as a writer past commit does.
+create function concord_internal.may_lock(n integer)
+returns boolean
+language plpgsql
+as $$
+declare
+  total constant integer := coalesce(nullif(current_setting('concord.locks', true), ''), '0')::integer + n;
+begin
+  if current_setting('concord.committing', true) = 'all' then
+    return false;
+  elsif total > 4 * concord_internal.most_locks() then
+    perform pg_advisory_xact_lock(concord_internal.tenant_lock('')), set_config('concord.committing', 'all', true);
+    return false;
+  end if;
+  perform set_config('concord.locks', total::text, true);
+  return true;
+end
+$$;
+
+-- Inside a commit: the locks for what a statement changed transaction ends): the locks for what a statement changed, whoever issued it (the commit, a cascade, a user's trigger).
 -- Without them write skew passes through cascades and triggers. Those that the commit holds already cost next to nothing. Where the
 -- setting is anything else nothing is locked; all is a commit that holds its tenants exclusively, and needs no more.
 create function concord_internal.lock_touched(model integer, tenants text[], keys text[], groups text[])
@@ -47,7 +68,9 @@ begin
     perform pg_advisory_xact_lock(concord_internal.row_lock(model, keys[1])), pg_advisory_xact_lock_shared(concord_internal.group_lock(tenants[1], groups[1]));
     return;
   end if;
-  if cardinality(keys) > concord_internal.most_locks() then
+  if cardinality(keys) <= concord_internal.most_locks() and not concord_internal.may_lock(cardinality(keys)) then
+    return;
+  elsif cardinality(keys) > concord_internal.most_locks() then
     for touched in select distinct t as tenant from unnest(tenants) t order by t loop
       perform pg_advisory_xact_lock(concord_internal.tenant_lock(touched.tenant));
     end loop;
@@ -72,4 +95,5 @@ select concord_internal.open_to('concord_internal.row_lock(integer,text)', 'conc
 select concord_internal.open_to('concord_internal.group_lock(text,text)', 'concord_app');
 select concord_internal.open_to('concord_internal.tenant_lock(text)', 'concord_app');
 select concord_internal.open_to('concord_internal.most_locks()', 'concord_app');
+select concord_internal.open_to('concord_internal.may_lock(integer)', 'concord_app');
 select concord_internal.open_to('concord_internal.lock_touched(integer,text[],text[],text[])');

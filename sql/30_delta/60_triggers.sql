@@ -24,6 +24,7 @@ begin
              from jsonb_each(columns) c,
                   lateral (values (' set timezone = ''UTC''', 'timestamp with'), (' set timezone = ''UTC''', 'time with'),
                                   (' set timezone = ''UTC''', 'tstz'), (' set datestyle = ''ISO, YMD''', 'range'),
+                                  (' set datestyle = ''ISO, YMD''', 'date[]'), (' set datestyle = ''ISO, YMD''', 'zone[]'),
                                   (' set extra_float_digits = 1', 'double'), (' set extra_float_digits = 1', 'real'),
                                   (' set bytea_output = ''hex''', 'bytea'), (' set intervalstyle = ''postgres''', 'interval')) p(pin, type)
             where (m.detail = 'before' or c.key = any (m.key_columns) or c.key = m.tenant_column
@@ -36,15 +37,17 @@ begin
     statement := concord_internal.delta_statement(m, m.rel, op, true);
     alone := concord_internal.delta_statement(m, m.rel, op, true, alone => true);
     perform concord_internal.make_trigger_function(m.id, op, pins, format($body$
+#variable_conflict use_variable
 declare
   fits boolean;
-  many bigint;                 -- rows, up to 2
+  many bigint;                 -- rows, up to 2; of an UPDATE the old ones: a new one may be swallowed on its way to another partition
   by_kind "char" := 's';       -- nobody: system, by the login's name
   by_actor text := session_user;
   for_whom text;
   by_epoch integer;
   m concord_internal.models;
   statement text;
+  locked text;
 begin
   select count(*), coalesce(case when tg_relid = %3$s then concord_internal.shape_when_planned(%3$s) = %4$L end,
                             concord_internal.same_columns(tg_relid, %4$L))
@@ -68,17 +71,17 @@ begin
         select concord_internal.lock_touched(%1$s, array_agg(d.tenant), array_agg(d.key), array_agg(d.grp))
           from d where current_setting(''concord.committing'', true) = ''1''' using by_kind, by_actor, for_whom, by_epoch;
     end if;
-  elsif current_setting('concord.committing', true) = '1' then  -- inside a commit: its locks for what changes indirectly
+  elsif current_setting('concord.committing', true) = '1' and concord_internal.may_lock(2) then  -- what changes indirectly
 %6$s    with d as (%8$s returning tenant, key, grp)
     select concord_internal.lock_touched(%1$s, array_agg(d.tenant), array_agg(d.key), array_agg(d.grp)) into statement from d;
   else
 %7$s    %8$s;
   end if;
   return null;
-end$body$, m.id, op, m.rel::oid, shape, case op when 'delete' then 'old_rows' else 'new_rows' end,
+end$body$, m.id, op, m.rel::oid, shape, case op when 'insert' then 'new_rows' else 'old_rows' end,
       case when alone is not null or cardinality(m.groups) <= 1 then concord_internal.when_alone(coalesce(alone, statement)
         || format(' returning pg_advisory_xact_lock(concord_internal.row_lock(%s, key)),'
-                  ' pg_advisory_xact_lock_shared(concord_internal.group_lock(tenant, grp)) into statement', m.id)) else '' end,
+                  ' pg_advisory_xact_lock_shared(concord_internal.group_lock(tenant, grp)) into statement, locked', m.id)) else '' end,
       case when alone is not null then concord_internal.when_alone(alone) else '' end, statement, concord_internal.trigger_function(m.id, 'awake')));
   end loop;
   perform concord_internal.make_trigger_function(m.id, 'truncate', '', format($body$

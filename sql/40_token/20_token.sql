@@ -52,7 +52,7 @@ begin
      or cardinality(seen) <> 3 or translate(seen[1] || seen[2], '0123456789', '') <> ''
      or length(seen[1]) not between 1 and 18 or length(seen[2]) not between 1 and 18
      or seen[3] <> '' and not concord_internal.are_numbers(variadic string_to_array(seen[3], ','))
-     or parts = 5 and not concord_internal.are_numbers(variadic regexp_split_to_array(part[4], '[@,]')) then
+     or parts = 5 and (length(part[4]) > 40000 or not concord_internal.are_numbers(variadic regexp_split_to_array(part[4], '[@,]'))) then
     t.problem := 'token_invalid';
     return t;
   end if;

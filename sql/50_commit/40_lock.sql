@@ -97,6 +97,9 @@ begin
     return;
   end if;
   perform pg_advisory_xact_lock_shared(concord_internal.tenant_lock('')), pg_advisory_xact_lock_shared(concord_internal.tenant_lock(tenant));
+  if not concord_internal.may_lock(cardinality(r.operations) + cardinality(r.premises)) then
+    return;
+  end if;
   if cardinality(r.operations) = 1 and r.premises = '{}' then
     perform pg_advisory_xact_lock(concord_internal.row_lock((models[(r.operations[1]).m]).id, (r.operations[1]).key));  -- no key, no lock
     return;

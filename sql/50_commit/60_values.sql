@@ -24,9 +24,10 @@ immutable
 set search_path = pg_catalog, pg_temp
 as $$
   select case when fields = '{}' then '''{}''::jsonb' else
-    'pg_catalog.concat(''{'', pg_catalog.array_to_string(array[' ||
+    case when bool_or(m.columns->f->>'t' in ('json', 'json[]') or m.columns->f ? 'foreign') then 'concord_internal.as_jsonb' else '' end ||
+    '(pg_catalog.concat(''{'', pg_catalog.array_to_string(array[' ||
     string_agg(format('pg_catalog.concat(%L, %s)', to_json(f) || ':', concord_internal.json_expression(format('%s.%I', alias, f), m.columns->f)), ', ')
-    || ']::text[], '',''), ''}'')::jsonb' end
+    || ']::text[], '',''), ''}''))' || case when bool_or(m.columns->f->>'t' in ('json', 'json[]') or m.columns->f ? 'foreign') then '' else '::jsonb' end end
     from unnest(fields) f
 $$;
 

@@ -64,9 +64,10 @@ declare
   about bigint[];
 begin
   get diagnostics stack = pg_context;
+  stack := concord_internal.bare_stack(stack);
   words := split_part(split_part(stack, E'\n', 1), 'concord_internal.record_commit(', 1);
-  if words = '' or not (starts_with(split_part(stack, E'\n', 2), words || 'concord_internal.run_whole(jsonb) ')
-                        or starts_with(split_part(stack, E'\n', 2), words || 'concord_internal.run_plain(jsonb) ')) then
+  if words = '' or not (starts_with(split_part(stack, E'\n', 2), words || 'concord_internal.run_whole(')
+                        or starts_with(split_part(stack, E'\n', 2), words || 'concord_internal.run_plain(')) then
     perform concord_internal.fail('forbidden', null,
       'only concord.commit records a commit (with concord_internal in search_path it can''t be told: take it out)');
   end if;

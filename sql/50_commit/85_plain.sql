@@ -49,20 +49,22 @@ begin
   c.id := e->>'id';
   select m.id, d.key, d.value, concord_internal.setting('lock_timeout'), 'select ' || concord_internal.trigger_function(m.id, 'plain') || '($1)'
     into c.model, c.field, c.value, c.lock_timeout, c.call
-    from concord_internal.models m, jsonb_each(e->'data') d
-   where m.name = e->>'model' and m.tenant in (who.tenant, '') and m.plain and m.named = m.rel::text
+    from (select o.* from concord_internal.models o  -- the tenant's own before a shared one, plain or not
+           where o.name = e->>'model' and o.tenant in (who.tenant, '') and exists (select from pg_class where oid = o.rel)
+           order by o.tenant desc limit 1) m,
+         jsonb_each(e->'data') d
+   where m.plain and m.named = m.rel::text
      and (e->'data') - d.key = '{}' and d.key <> m.key_columns[1] and not m.columns->d.key ? 'g'
      and case m.columns->(m.key_columns[1]::text)->>'t'
-           when 'integer' then c.id ~ '^-?\d{1,9}$' when 'bigint' then c.id ~ '^-?\d{1,18}$'
+           when 'integer' then c.id ~ '^-?[0-9]{1,9}$' when 'bigint' then c.id ~ '^-?[0-9]{1,18}$'
            when 'text' then jsonb_typeof(e->'id') = 'string'
            when 'uuid' then c.id ~ '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$' end
-     and case split_part(m.columns->d.key->>'t', '(', 1)
+     and case regexp_replace(m.columns->d.key->>'t', '\([0-9]+\)$', '')
            when 'text' then strpos(d.value::text, '$operation') = 0
            when 'character varying' then jsonb_typeof(d.value) = 'string'
              and length(d.value #>> '{}') <= coalesce(substring(m.columns->d.key->>'t', '\d+')::integer, 10485760)
-           when 'integer' then d.value::text ~ '^-?\d{1,9}$' when 'bigint' then d.value::text ~ '^-?\d{1,18}$'
-           when 'boolean' then d.value in ('true', 'false') end
-   order by m.tenant desc limit 1;
+           when 'integer' then d.value::text ~ '^-?[0-9]{1,9}$' when 'bigint' then d.value::text ~ '^-?[0-9]{1,18}$'
+           when 'boolean' then d.value in ('true', 'false') end;
   return c;
 end
 $$;
@@ -109,8 +111,8 @@ $$;
 
 -- A model's function: lock, look, write, as the caller. It names what it was made for, so it first asks whether that still
 -- is so, in a query that holds the table's lock from there on: no column comes, goes or changes until the transaction ends.
--- (See 30_delta/30_context for why the answer is a constant of the plan.) Its name, which no lock keeps, is asked
--- by plain_context. With a tenant column only the principal's rows: a row of another tenant is not there.
+-- (See 30_delta/30_context for why the answer is a constant of the plan.) Names may come to mean
+-- another table, by ALTER SCHEMA also under a lock: so each statement asks for the table's oid. With a tenant column only the principal's rows: a row of another tenant is not there.
 -- From the first statement to the last it runs under the caller's search_path (see 40_lock), and names operators in full.
 -- Called directly, with any arguments, it is an UPDATE that the caller could have written.
 create function concord_internal.make_plain_function(m concord_internal.models)
@@ -120,6 +122,7 @@ as $$
 declare
   key constant text := quote_ident(m.key_columns[1]);
   key_type constant text := m.columns->(m.key_columns[1]::text)->>'t';
+  key_text constant text := 't.' || key || case key_type when 'text' then '' else '::text' end;
   name constant text := concord_internal.trigger_function(m.id, 'plain');
   writes text;
 begin
@@ -129,36 +132,44 @@ begin
   end if;
   select string_agg(format($write$
     when %1$L then
-      update %2$s t set %1$I = (c.value operator(pg_catalog.#>>) '{}')%3$s where t.%4$s operator(pg_catalog.=) row_key::%5$s;$write$, f, m.named,
+      update %2$s t set %1$I = (c.value operator(pg_catalog.#>>) '{}')%3$s
+       where t.tableoid operator(pg_catalog.=) %6$s and t.%4$s operator(pg_catalog.=) row_key::%5$s returning %7$s into row_key;$write$, f, m.named,
            case when m.columns->f->>'t' in ('integer', 'bigint', 'boolean') then '::' || (m.columns->f->>'t') else '' end,
-           key, key_type), '' order by (m.columns->f->>'n')::integer)
+           key, key_type, m.rel::oid, key_text), '' order by (m.columns->f->>'n')::integer)
     into writes
     from jsonb_object_keys(m.columns) f
-   where split_part(m.columns->f->>'t', '(', 1) in ('text', 'character varying', 'integer', 'bigint', 'boolean')
+   where regexp_replace(m.columns->f->>'t', '\([0-9]+\)$', '') in ('text', 'character varying', 'integer', 'bigint', 'boolean')
      and not m.columns->f ? 'g' and f <> m.key_columns[1];
   if writes is null then
     writes := E'\n    when null then null;';
   end if;
   -- The body as a literal: it holds names and texts of users, which could end any dollar quote.
   execute format('create or replace function %s(c concord_internal.plain_commit) returns text language plpgsql as %L', name, format($function$
+#variable_conflict use_variable
 declare
   was_timeout constant text := pg_catalog.current_setting('lock_timeout');
   was_path constant text := pg_catalog.current_setting('search_path');
   fits boolean;
   row_key text;
+  covered text := '1';
   ignored text;
   written integer;
 begin
   ignored := pg_catalog.set_config('search_path', concord_internal.callers_path(), true);
-  select concord_internal.signature_when_planned(%2$L::pg_catalog.regclass) operator(pg_catalog.=) %3$L into fits from (select) as one left join only %4$s on false;
+  ignored := pg_catalog.set_config('lock_timeout', c.lock_timeout, true);
+  select %2$L::pg_catalog.regclass::pg_catalog.oid operator(pg_catalog.=) %11$s and concord_internal.signature_when_planned(%11$s) operator(pg_catalog.=) %3$L
+    into fits from (select) as one_row left join only %4$s as t on false;
   if fits then
-    ignored := pg_catalog.set_config('lock_timeout', c.lock_timeout, true);
-    select %5$s into row_key from %4$s t where %6$st.%7$s operator(pg_catalog.=) (c.id)::%8$s for no key update of t;
+    select %5$s into row_key from %4$s t where t.tableoid operator(pg_catalog.=) %11$s and %6$st.%7$s operator(pg_catalog.=) (c.id)::%8$s for no key update of t;
   end if;
   if row_key is not null then
-    perform pg_catalog.pg_advisory_xact_lock_shared(concord_internal.tenant_lock('')),
-            pg_catalog.pg_advisory_xact_lock_shared(concord_internal.tenant_lock(c.tenant)),
-            pg_catalog.pg_advisory_xact_lock(concord_internal.row_lock(%9$s, row_key));
+    if pg_catalog.current_setting('concord.committing', true) operator(pg_catalog.=) 'all' then
+      covered := 'all';  -- by locks of this transaction
+    else
+      perform pg_catalog.pg_advisory_xact_lock_shared(concord_internal.tenant_lock('')),
+              pg_catalog.pg_advisory_xact_lock_shared(concord_internal.tenant_lock(c.tenant)),
+              pg_catalog.pg_advisory_xact_lock(concord_internal.row_lock(%9$s, row_key));
+    end if;
     if not c.unguarded and concord_internal.plain_moved(c, row_key) then
       row_key := null;
     end if;
@@ -168,7 +179,7 @@ begin
     ignored := pg_catalog.set_config('search_path', was_path, true);
     return null;
   end if;
-  ignored := pg_catalog.set_config('concord.committing', '1', true);
+  ignored := pg_catalog.set_config('concord.committing', covered, true);
   case c.field%10$s
   end case;
   get diagnostics written = row_count;
@@ -180,10 +191,10 @@ begin
   return row_key;
 end
 $function$, name, m.named, m.signature, m.named,
-    't.' || key || case key_type when 'text' then '' else '::text' end,
+    key_text,
     case when m.tenant_column is null then '' else format('coalesce(%s, '''') operator(pg_catalog.=) c.tenant and ',
       concord_internal.stable_text(format('t.%I', m.tenant_column), m.columns->(m.tenant_column::text)->>'t')) end,
-    key, key_type, m.id, writes));
+    key, key_type, m.id, writes, m.rel::oid));
   perform concord_internal.open_to((name || '(concord_internal.plain_commit)')::regprocedure, 'concord_app');
   if to_regrole('concord_app') is not null then
     execute format('grant execute on function %s(concord_internal.plain_commit) to concord_app', name);

@@ -132,7 +132,9 @@ begin
 
     -- write
     before_seq := concord_internal.last_delta_seq();
-    perform set_config('concord.committing', case when concord_internal.is_large(r) then 'all' else '1' end, true);
+    if current_setting('concord.committing', true) is distinct from 'all' then
+      perform set_config('concord.committing', case when concord_internal.is_large(r) then 'all' else '1' end, true);
+    end if;
     if not concord_internal.deletes_unlocked(verdict.r, models) then
       written := concord_internal.write_request(verdict.r, models, who.tenant);
       exit;

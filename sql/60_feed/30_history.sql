@@ -101,7 +101,8 @@ begin
   if m.id is null then
     perform concord_internal.fail('model_unknown', 'model', format('no tracked table goes by the name %L', model), jsonb_build_object('model', model));
   end if;
-  -- As the caller: reading an id runs the input function of the key's type.
+  -- As the caller, under its search_path: reading an id runs the input function of the key's type.
+  perform pg_catalog.set_config('concord.path', '', true);
   return query select * from concord_internal.history_of(m.id, concord_internal.canonical_id(concord_internal.readable_model(m), id), max);
 end
 $$;

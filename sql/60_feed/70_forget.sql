@@ -56,6 +56,7 @@ begin
     perform concord_internal.fail('invalid_request', case when model is null then 'model' else 'id' end, 'may not be null');
   end if;
   m := concord_internal.demand_owned_model(model);
+  perform pg_catalog.set_config('concord.path', '', true);  -- under this search_path, and no other
   perform concord_internal.forget_row(m.id, concord_internal.canonical_id(concord_internal.readable_model(m), id));
 end
 $$;

@@ -510,3 +510,14 @@ def test_a_read_that_waits_for_a_column(deck: Story, change: str) -> None:
     assert read["data"]["title"] == "one"
     assert "body" not in read["data"]
     ana.commit(request(update("slides", 1, title="mine"), read_at=read["readAt"]))
+
+
+@pytest.mark.parametrize("secret", ["id", "org", "deck"])
+def test_a_secret_that_would_be_logged(story: Story, secret: str) -> None:
+    """Keys, tenants and groups are what the log is searched by: none of them can be a secret."""
+    owner = story.raw("owner")
+    owner.run("create table vault (id int primary key, org text, deck text, pw text)")
+    track = "select concord.track('vault', tenant_column => 'org', groups => array['deck:{deck}'], "
+    with refused("invalid_request", "secret_fields"):
+        owner.run(f"{track} secret_fields => '{{{secret}}}')")
+    owner.run(f"{track} secret_fields => '{{pw}}')")

@@ -460,3 +460,37 @@ def test_a_table_with_rows_that_is_attached(story: Story) -> None:
         ana.commit(ask)
     with refused("stale_context"):
         ana.commit({**ask, "reads": [group("region:west")]})
+
+
+# --- rows that go on their way --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ids", ["1", "1, 2"])
+def test_an_update_that_removes_rows(story: Story, ids: str) -> None:
+    """No lost update: a row that another partition swallows is gone, though nobody deleted it."""
+    story.tables(
+        """
+        create table parts (id int primary key, kind text, n int) partition by range (id);
+        create table parts_1 partition of parts for values from (0) to (100);
+        create table parts_2 partition of parts for values from (100) to (200);
+        insert into parts values (1, 'x', 0), (2, 'x', 0);
+        create function swallow() returns trigger language plpgsql as $$
+        begin return null; end $$;
+        create trigger swallow before insert on parts_2 for each row execute function swallow();
+        create table notes (id int primary key, text text);
+        insert into notes values (1);
+        select concord.track('parts', groups => array['kind:{kind}']);
+        select concord.track('notes');
+        """
+    )
+    ana = story.actor("ana")
+    token = ana.capture()
+    story.psql(
+        f"update parts set id = case id when 1 then 101 else id end, n = n + 1 where id in ({ids})"
+    )
+    assert story.value("select count(*) from parts") == 1
+    with refused("stale_context") as refusal:
+        ana.commit(request(update("parts", 1, n=5), read_at=token))
+    assert refusal.notification["deleted"] is True
+    with refused("stale_context", "reads[0]"):
+        ana.commit(request(update("notes", 1, text="x"), read_at=token, reads=[group("kind:x")]))

@@ -561,3 +561,44 @@ def test_a_batch_larger_than_the_lock_table(deck: Story) -> None:
     for session in (bo, eve):
         with refused("stale_context", "reads[0]"):
             session.finish_commit()
+
+
+@pytest.mark.parametrize("then", ["raw writes", "commits", "a trigger"])
+def test_more_locks_than_the_server_has(deck: Story, then: str) -> None:
+    """The number of keys is bounded over a transaction, too: in the end one stands for all."""
+    deck.raw().run(
+        """
+        create table many (id int primary key, n int default 0);
+        create function fill() returns trigger language plpgsql as $$
+        begin
+          for i in 1 .. 20000 loop insert into many values (i); end loop;
+          return null;
+        end $$;
+        create trigger fill after update on notes for each row when (new.text = 'fill')
+          execute function fill();
+        select concord.track('many', groups => array['n:{n}']);
+        grant all on many to app
+        """
+    )
+    ana, bo = deck.actor("ana"), deck.actor("bo")
+    ana.run("begin")
+    if then == "a trigger":
+        ana.commit(request(update("notes", 1, text="fill")))
+    else:
+        ana.run("insert into many select generate_series(1, 12000)")
+        ana.commit(request(update("notes", 1, text="x")))
+        one = (
+            "update many set n = 1 where id = i"
+            if then == "raw writes"
+            else "perform concord.commit(jsonb_build_object('operations', jsonb_build_array("
+            "jsonb_build_object('type', 'update', 'model', 'many', 'id', i,"
+            " 'data', jsonb_build_object('n', 1)))))"
+        )
+        ana.run(f"do $$ begin for i in 1 .. 12000 loop {one}; end loop; end $$")
+    assert ana.one("select current_setting('concord.committing')") == "all"
+    token = bo.capture()
+    bo.start_commit(request(update("notes", 2, text="y"), read_at=token, reads=[absent("many", 5)]))
+    bo.blocked()
+    ana.run("commit")
+    with refused("stale_context", "reads[0]"):
+        bo.finish_commit()

@@ -127,3 +127,49 @@ def test_keys_of_every_value(story: Story, type: str) -> None:
             for id in (key, value):
                 with refused("stale_context"):
                     ana.commit(request(update("moments", id, text="mine"), read_at=fresh))
+
+
+@pytest.mark.parametrize("when", ["tracked", "written"])
+def test_identifiers_that_are_quoted(story: Story, when: str) -> None:
+    """No lost update: quote_all_identifiers changes how a type is spelled, not which it is."""
+    owner = story.raw("owner")
+    owner.run("create table days (day date primary key, text text)")
+    owner.run("insert into days values ('2024-12-25', '-'); grant all on days to app")
+    if when == "tracked":
+        owner.run("set quote_all_identifiers = on")
+    owner.run("select concord.track('days'); reset quote_all_identifiers")
+    writer, ana = story.raw(), story.actor("ana")
+    if when == "written":
+        owner.run("alter table days add column more text")  # the fallback builds its text anew
+        writer.run("set quote_all_identifiers = on")
+    writer.run("set datestyle = 'German'")
+    token = ana.capture()
+    writer.run("update days set text = 'theirs'")
+    with refused("stale_context"):
+        ana.commit(request(update("days", "2024-12-25", text="mine"), read_at=token))
+
+
+@pytest.mark.parametrize("key", ["id", "id, n"])
+def test_a_character_key_without_a_length(story: Story, key: str) -> None:
+    """Blanks at its end are kept, and do not count: equal keys can look different."""
+    owner = story.raw("owner")
+    owner.run(f"create table padded (id bpchar, n int, primary key ({key}))")
+    with refused("invalid_request", "rel"):
+        owner.run("select concord.track('padded')")
+
+
+def test_a_session_that_quotes_every_name(story: Story) -> None:
+    """What looks at its call stack, or at the spelling of a type, is not misled by quotes."""
+    owner = story.raw("owner")
+    owner.run("create table plain_names (id int primary key, text varchar(20), day date)")
+    owner.run("insert into plain_names values (1); grant all on plain_names to app")
+    owner.run("set quote_all_identifiers = on; select concord.track('plain_names')")
+    owner.run("select concord.refresh('plain_names')")
+    ana = story.actor("ana")
+    ana.run("set quote_all_identifiers = on")
+    for day in ("2024-01-01", "2024-01-02"):
+        token = ana.capture()
+        ana.commit(request(update("plain_names", 1, text=day), read_at=token))
+        ana.commit(request(update("plain_names", 1, day=day), read_at=token))
+        with refused("stale_context"):
+            ana.commit(request(update("plain_names", 1, text="late"), read_at=token))

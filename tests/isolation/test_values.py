@@ -537,3 +537,22 @@ def test_requests_beyond_measure(deck: Story) -> None:
             ana.commit(request(update("slides", number, title="x")))
     ana.commit(request(update("slides", 1, title=10**400)))
     assert ana.commit(request(update("slides", 1, title="fine")))["applied"] == 1
+
+
+def test_json_that_jsonb_refuses_in_the_row(story: Story) -> None:
+    """Never a guess: such a value is told as its text, and takes down no answer."""
+    story.tables(
+        "create table raws (id int primary key, d json, n int);"
+        "insert into raws values (1, '{}', 1);"
+        "select concord.track('raws')"
+    )
+    ana = story.actor("ana")
+    token = ana.capture()
+    odd = r'{"a": "\u0000"}'
+    story.raw().run("update raws set d = %s, n = 2", odd)
+    assert ana.read("raws", 1)["data"] == {"id": 1, "d": odd, "n": 2}
+    with refused("stale_context") as refusal:
+        ana.commit(request(delete("raws", 1), read_at=token))
+    assert refusal.notification["currentValues"]["d"] == odd
+    receipt = ana.commit(request(update("raws", 1, n=3), returning=True))
+    assert receipt["operations"][0]["data"]["d"] == odd
