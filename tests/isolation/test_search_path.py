@@ -288,3 +288,30 @@ def test_readers(trapped: Trapped) -> None:
     ana.run("select * from concord.changes(%s)", since)
     ana.run("select * from concord.changes(null)")
     ana.run("select * from concord.models; select * from concord.conflicts")
+
+
+def test_a_path_that_is_set_by_hand(story: Story) -> None:
+    """What a definer function of somebody's asks for runs nothing of its caller's schemas."""
+    story.tables(
+        "create table cells (d date, n int, primary key (d, n));"
+        "insert into cells values ('2024-01-01', 1);"
+        "select concord.track('cells')"
+    )
+    story.admin().run(
+        """
+        create schema trap; grant all on schema trap to app;
+        create schema api; grant usage on schema api to app;
+        create function api.look() returns bigint language sql security definer
+          set search_path = pg_catalog, pg_temp
+          as $$ select count(*) from concord.history('cells', '{"d": "2024-01-01", "n": 1}') $$;
+        """
+    )
+    mallory = story.session("mallory", "app")
+    mallory.run("create sequence trap.ran")
+    mallory.run(
+        "create function trap.evil(pg_catalog.date) returns boolean language sql"
+        " as $$ select nextval('trap.ran') > 0 $$;"
+        "create domain trap.date as pg_catalog.date check (trap.evil(value))"
+    )
+    mallory.run("set concord.path = 'trap, pg_catalog'; select api.look()")
+    assert story.value("select pg_sequence_last_value('trap.ran')") is None
