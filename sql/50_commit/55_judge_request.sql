@@ -179,6 +179,8 @@ declare
   base jsonb;
   wanted text[];
   unequal text[];
+  match text;       -- the statement for "where"
+  match_of text;    -- of this model and these columns
   again integer[];
   told jsonb[] := '{}';
   rejected boolean := false;
@@ -260,8 +262,13 @@ begin
   end loop;
 
   foreach o in array operations loop
-    if o.condition is not null and not missing.absent[o.n + 1]
-       and not concord_internal.row_matches(models[o.m], o.key, o.condition, tenant) then
+    continue when o.condition is null or o.condition = '{}' or missing.absent[o.n + 1];
+    wanted := array(select k from jsonb_object_keys(o.condition) k order by k);
+    if match_of is distinct from (o.m || wanted::text) then
+      match := concord_internal.match_statement(models[o.m], wanted, tenant);
+      match_of := o.m || wanted::text;
+    end if;
+    if not concord_internal.row_matches(match, o.key, o.condition) then
       r.refusal := concord_internal.refusal('precondition_failed', format('operations[%s].where', o.n));
       return;
     end if;

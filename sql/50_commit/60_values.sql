@@ -250,20 +250,17 @@ end
 $$;
 
 -- "where": does the row match, null matching null? By the equality of each type; by image where it has none.
-create function concord_internal.row_matches(m concord_internal.models, row_key text, condition jsonb, tenant text)
+-- `statement` is match_statement's, which costs much more than running it.
+create function concord_internal.row_matches(statement text, row_key text, condition jsonb)
 returns boolean
 language plpgsql
 as $$
 declare
   was_path constant text := pg_catalog.current_setting('search_path');
-  fields constant text[] := array(select k from pg_catalog.jsonb_object_keys(condition) k);
   matches boolean;
 begin
-  if pg_catalog.cardinality(fields) operator(pg_catalog.=) 0 then
-    return true;
-  end if;
   perform pg_catalog.set_config('search_path', concord_internal.callers_path(), true);
-  execute concord_internal.match_statement(m, fields, tenant) into matches using array[row_key], condition;
+  execute statement into matches using array[row_key], condition;
   perform pg_catalog.set_config('search_path', was_path, true);
   return coalesce(matches, false);
 end
@@ -284,4 +281,4 @@ select concord_internal.open_to('concord_internal.equality_of(oid)', 'concord_ap
 select concord_internal.open_to('concord_internal.same_json(json,json)', 'concord_app');
 select concord_internal.open_to('concord_internal.match_expression(concord_internal.models,text)', 'concord_app');
 select concord_internal.open_to('concord_internal.match_statement(concord_internal.models,text[],text)', 'concord_app');
-select concord_internal.open_to('concord_internal.row_matches(concord_internal.models,text,jsonb,text)', 'concord_app');
+select concord_internal.open_to('concord_internal.row_matches(text,text,jsonb)', 'concord_app');
