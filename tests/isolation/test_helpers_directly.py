@@ -656,8 +656,8 @@ def test_rights_on_what_they_are_given(prey: Story, workshop: Session) -> None:
         f"concord_internal.write_rows({hidden}, 'update', '{{entry}}', '{{1}}',"
         " array['{\"entry\": \"forged\"}'::jsonb], 'acme')",
         f"concord_internal.write_rows({hidden}, 'delete', null, '{{1}}', '{{}}', 'acme')",
-        f"concord_internal.row_matches(concord_internal.match_statement({hidden}, '{{entry}}', 'acme'),"
-        " '1', '{\"entry\": \"x\"}')",
+        f"concord_internal.row_matches(concord_internal.match_statement({hidden}, '{{entry}}',"
+        " 'acme'), '1', '{\"entry\": \"x\"}')",
     ):
         with fails("42501"):
             workshop.run(f"select {call}")
