@@ -112,7 +112,8 @@ $$;
 -- A model's function: lock, look, write, as the caller. It names what it was made for, so it first asks whether that still
 -- is so, in a query that holds the table's lock from there on: no column comes, goes or changes until the transaction ends.
 -- (See 30_delta/30_context for why the answer is a constant of the plan.) Names may come to mean
--- another table, by ALTER SCHEMA also under a lock: so each statement asks for the table's oid. With a tenant column only the principal's rows: a row of another tenant is not there.
+-- another table, by ALTER SCHEMA also under a lock: so each statement tells which table it was. (It is not asked for in WHERE:
+-- a row that was waited for is looked at again without it.) With a tenant column only the principal's rows: a row of another tenant is not there.
 -- From the first statement to the last it runs under the caller's search_path (see 40_lock), and names operators in full.
 -- Called directly, with any arguments, it is an UPDATE that the caller could have written.
 create function concord_internal.make_plain_function(m concord_internal.models)
@@ -133,9 +134,9 @@ begin
   select string_agg(format($write$
     when %1$L then
       update %2$s t set %1$I = (c.value operator(pg_catalog.#>>) '{}')%3$s
-       where t.tableoid operator(pg_catalog.=) %6$s and t.%4$s operator(pg_catalog.=) row_key::%5$s returning %7$s into row_key;$write$, f, m.named,
+       where t.%4$s operator(pg_catalog.=) row_key::%5$s returning %6$s, t.tableoid into row_key, place;$write$, f, m.named,
            case when m.columns->f->>'t' in ('integer', 'bigint', 'boolean') then '::' || (m.columns->f->>'t') else '' end,
-           key, key_type, m.rel::oid, key_text), '' order by (m.columns->f->>'n')::integer)
+           key, key_type, key_text), '' order by (m.columns->f->>'n')::integer)
     into writes
     from jsonb_object_keys(m.columns) f
    where regexp_replace(m.columns->f->>'t', '\([0-9]+\)$', '') in ('text', 'character varying', 'integer', 'bigint', 'boolean')
@@ -152,6 +153,7 @@ declare
   fits boolean;
   row_key text;
   covered text := '1';
+  place pg_catalog.oid;
   ignored text;
   written integer;
 begin
@@ -160,7 +162,10 @@ begin
   select %2$L::pg_catalog.regclass::pg_catalog.oid operator(pg_catalog.=) %11$s and concord_internal.signature_when_planned(%11$s) operator(pg_catalog.=) %3$L
     into fits from (select) as one_row left join only %4$s as t on false;
   if fits then
-    select %5$s into row_key from %4$s t where t.tableoid operator(pg_catalog.=) %11$s and %6$st.%7$s operator(pg_catalog.=) (c.id)::%8$s for no key update of t;
+    select %5$s, t.tableoid into row_key, place from %4$s t where %6$st.%7$s operator(pg_catalog.=) (c.id)::%8$s for no key update of t;
+  end if;
+  if place operator(pg_catalog.<>) %11$s then
+    row_key := null;
   end if;
   if row_key is not null then
     if pg_catalog.current_setting('concord.committing', true) operator(pg_catalog.=) 'all' then
@@ -185,6 +190,8 @@ begin
   get diagnostics written = row_count;
   if written operator(pg_catalog.<>) 1 then
     perform concord_internal.fail('forbidden', 'operations[0]', 'the row was not written: a policy or a trigger of the table stopped it');
+  elsif place operator(pg_catalog.<>) %11$s then
+    raise serialization_failure using message = 'another table came to have this one''s name meanwhile: try again';
   end if;
   ignored := pg_catalog.set_config('lock_timeout', was_timeout, true);
   ignored := pg_catalog.set_config('search_path', was_path, true);

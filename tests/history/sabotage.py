@@ -371,8 +371,9 @@ LOCKS_OF_TRIGGERS = (
     *(
         Cut(
             f"concord_internal.model_{model}_{op}()",
-            "elsif current_setting('concord.committing', true) = '1' then",
-            "elsif false then",
+            "elsif current_setting('concord.committing', true) = '1'"
+            " and concord_internal.may_lock(2)",
+            "elsif false",
         )
         for model in MODELS
         for op in ("insert", "update", "delete")
