@@ -126,15 +126,18 @@ def test_a_prepared_commit(crashing: Story) -> None:
 
 def test_a_crash_after_the_token(crashing: Story) -> None:
     """No lost update: ids are given out again, and the token would count the new as seen."""
-    ana = crashing.actor("ana")
-    burn_ids(crashing)
-    token = ana.capture()
-    newest = crashing.value("select pg_snapshot_xmax(pg_current_snapshot())::text::bigint")
-    crash(crashing)
-
-    writer, ana = crashing.raw(), crashing.actor("ana")
-    writer.run("begin; update slides set title = 'theirs' where id = 1")
-    assert writer.one("select pg_current_xact_id()::text::bigint") < newest, "the id is not reused"
+    for _ in range(10):  # what the WAL writer has got to disk meanwhile, if anything, is not lost
+        burn_ids(crashing)
+        token = crashing.actor("ana").capture()
+        newest = crashing.value("select pg_snapshot_xmax(pg_current_snapshot())::text::bigint")
+        crash(crashing)
+        writer, ana = crashing.raw(), crashing.actor("ana")
+        writer.run("begin; update slides set title = 'theirs' where id = 1")
+        if writer.one("select pg_current_xact_id()::text::bigint") < newest:
+            break
+        writer.run("rollback")
+    else:
+        raise AssertionError("no crash brought the ids back")
     writer.run("commit")
     with refused("token_foreign", "readAt"):
         ana.commit(mine(token))
