@@ -1,8 +1,8 @@
 -- What a generated trigger asks before it looks at the rows: are the table's columns still those that it was made from?
 --
 -- The answer is a constant of the cached plan. shape_when_planned() (for commits: signature_when_planned()) is declared
--- IMMUTABLE, which it is not, and is called with constants in a query over the transition table: the planner calls it once, and any change of the table's columns
--- invalidates every plan over that table's transition tables, in every session, before the statement that comes next can
+-- IMMUTABLE, which it is not, and is called with constants in a query over the transition table: the planner calls it once,
+-- and any change of the table's columns invalidates every plan over that table's transition tables, in every session, before the statement that comes next can
 -- hold the table's lock. So the comparison costs nothing until an ALTER TABLE, and is then made anew. A rollback of the
 -- ALTER TABLE invalidates once more.
 -- What breaks it: a query that does not depend on the table, so the literal is only believed where the trigger fires for
