@@ -97,6 +97,8 @@ class Driver:
     attempts: int
     login: str | None = None
     """As whom the last connection was made, for what is told to those who lack a grant."""
+    acts_already: bool = False
+    """Whether who acts was said when the transaction began, and is not said again."""
 
 
 class Sync(Driver):

@@ -142,7 +142,7 @@ class Reader(Scope[D]):
         """
         who = self.principal
         calls = [call]
-        if who is not None:
+        if who is not None and not self._driver.acts_already:
             calls.insert(0, Call(_ACT_AS, (who.tenant, who.kind, who.id, who.on_behalf_of)))
         attempt = 1
         while True:
@@ -242,7 +242,7 @@ class Feed(Driven[D]):
 class Actor(Reader[D]):
     """Somebody who reads and writes. Every write is one commit, answered by a receipt or raised."""
 
-    def __init__(self, driver: D, principal: Principal, on_event: OnEvent | None) -> None:
+    def __init__(self, driver: D, principal: Principal | None, on_event: OnEvent | None) -> None:
         super().__init__(driver, principal, on_event)
         self._held: list[Receipt] = []
 
