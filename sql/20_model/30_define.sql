@@ -128,7 +128,7 @@ begin
   delete from concord_internal.models o where o.id = was.id;
   insert into concord_internal.models select m.*;
   perform concord_internal.make_trigger_functions(m);
-  perform concord_internal.make_plain_function(m);
+  perform concord_internal.make_plain_functions(m);
   if drifted = 'partitions' then
     perform concord_internal.write_whole_delta(m.id);
   end if;

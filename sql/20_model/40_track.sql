@@ -182,8 +182,7 @@ as $$
 begin
   perform concord_internal.move_group_horizon(gone.tenant, gone.groups);
   perform concord_internal.clear_functions(gone.id);
-  execute format('drop function if exists %s(concord_internal.plain_commit)', concord_internal.trigger_function(gone.id, 'plain'));
-  delete from concord_internal.openings o where o.thing = concord_internal.trigger_function(gone.id, 'plain') || '(concord_internal.plain_commit)';
+  perform concord_internal.drop_plain_functions(gone.id);
 end
 $$;
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import psycopg
 import pytest
+from psycopg.types.json import Jsonb
 
-from tests.isolation.schedule import Story, refused, request, update
+from tests.isolation.schedule import Request, Story, refused, request, update
 
 pytestmark = pytest.mark.usefixtures("way")
 
@@ -95,7 +96,18 @@ def test_a_locked_table_is_not_waited_for_without_end(deck: Story) -> None:
     assert ana.one("show lock_timeout") == "0"
 
 
-NAMES = ("row_key", "c", "written", "ignored", "fits", "many", "by_kind", "by_epoch", "statement")
+NAMES = (
+    "row_key",
+    "c",
+    "written",
+    "ignored",
+    "fits",
+    "told",
+    "many",
+    "by_kind",
+    "by_epoch",
+    "statement",
+)
 
 
 def test_columns_that_are_called_like_variables(story: Story) -> None:
@@ -149,3 +161,146 @@ def test_an_array_of_texts(story: Story) -> None:
     ana = story.actor("ana")
     ana.commit(request(update("lists", 1, names="{b,c}")))
     assert story.value("select names from lists") == ["b", "c"]
+
+
+TYPES = {
+    "smallint": ("7", 8),
+    "integer": ("7", 8),
+    "bigint": ("7", -8),
+    "numeric": ("7.25", 7.5),
+    "double precision": ("0.5", 1.5),
+    "boolean": ("true", False),
+    "text": ("'a'", "b"),
+    "varchar(3)": ("'a'", "abc"),
+    "uuid": ("gen_random_uuid()", "00000000-0000-4000-8000-000000000000"),
+    "date": ("'2024-01-31'", "2024-02-28"),
+    "timestamptz": ("'2024-01-31 12:00+02'", "2024-02-28T23:59:59.5+05:30"),
+    "jsonb": ("""'{"a": 1}'""", {"a": [1, None]}),
+}
+
+
+def every_type(story: Story, detail: str = "before") -> None:
+    columns = ", ".join(f"c{n} {type}" for n, type in enumerate(TYPES))
+    first = ", ".join(value for value, _ in TYPES.values())
+    story.tables(
+        f"create table typed (id int primary key, {columns});"
+        f"insert into typed values (1, {first}), (2, {first});"
+        f"select concord.track('typed', detail => '{detail}')"
+    )
+
+
+def takes_the_short_way(story: Story, asked: Request) -> bool:
+    """Whether the plain way answers. It is asked in a transaction that is rolled back."""
+    ana = story.actor("ana")
+    with ana.connection.transaction(force_rollback=True):
+        [[answer]] = ana.run("select concord_internal.run_plain(%s)", Jsonb(asked))
+    return answer is not None
+
+
+@pytest.mark.parametrize("n", range(len(TYPES)), ids=TYPES)
+def test_a_field_of_each_type(story: Story, n: int) -> None:
+    every_type(story)
+    story.actor("ben").run("set timezone = 'Asia/Kolkata'; set datestyle = 'German'")
+    field, new = f"c{n}", list(TYPES.values())[n][1]
+    for id, value in ((1, new), (2, None)):
+        ana = story.actor("ana")
+        ana.run("set timezone = 'Asia/Kolkata'; set datestyle = 'German'")
+        token = ana.capture()
+        asked = request(update("typed", id, **{field: value}), read_at=token, returning=True)
+        assert takes_the_short_way(story, asked)
+        receipt = ana.commit(asked)
+        shown = ana.read("typed", id)["data"]
+        assert receipt["operations"][0]["data"] == shown
+        assert story.value(
+            f"select {field} is not distinct from "
+            f"(jsonb_populate_record(null::typed, %s)).{field} from typed where id = %s",
+            Jsonb({field: value}),
+            id,
+        )
+
+
+BAD = {
+    "smallint": 70000,
+    "integer": 3000000000,
+    "bigint": "x",
+    "numeric": "1e",
+    "double precision": "1e999",
+    "boolean": "perhaps",
+    "varchar(3)": "abcd",
+    "uuid": "0",
+    "date": "2024-02-30",
+    "timestamptz": "2024-02-30T12:00:00Z",
+}
+
+
+@pytest.mark.parametrize("type", BAD)
+def test_a_value_that_a_type_refuses(story: Story, type: str) -> None:
+    """It is a refusal with a path, not an error of the statement, on either way."""
+    every_type(story)
+    field = f"c{list(TYPES).index(type)}"
+    with refused("invalid_request", param=f"operations[0].data.{field}"):
+        story.actor("ana").commit(request(update("typed", 1, **{field: BAD[type]})))
+
+
+def test_an_echo_of_the_whole_row(story: Story) -> None:
+    """Only what differs is written: neither a trigger nor a privilege is asked for the rest."""
+    every_type(story)
+    story.admin().run(
+        """
+        create function note() returns trigger language plpgsql as
+          $$ begin raise exception 'touched %', tg_argv[0]; end $$;
+        create trigger echo before update of c6 on typed for each row execute function note('c6');
+        revoke update on typed from app;
+        grant update (c0, c1) on typed to app;
+        select concord.refresh('typed');
+        """
+    )
+    ana = story.actor("ana")
+    read = ana.read("typed", 1)
+    echo = {**read["data"], "c0": 100, "c1": 100}
+    del echo["id"]
+    asked = request(
+        update("typed", 1, **echo), read_at=read["readAt"], onlyChanged=True, returning=True
+    )
+    assert takes_the_short_way(story, asked)
+    receipt = ana.commit(asked)
+    assert receipt["operations"][0]["data"] == {**read["data"], "c0": 100, "c1": 100}
+    assert story.value("select fields::text from concord_internal.deltas") == "{c0,c1}"
+
+
+def test_an_echo_is_not_a_write_over_others(deck: Story) -> None:
+    ana, ben = deck.actor("ana"), deck.actor("ben")
+    token = ana.capture()
+    ben.commit(request(update("slides", 1, title="theirs")))
+    asked = request(update("slides", 1, title="one", body="mine"), read_at=token, onlyChanged=True)
+    ana.commit(asked)
+    assert deck.value("select (title, body)::text from slides where id = 1") == "(theirs,mine)"
+
+
+def test_an_echo_that_changes_nothing(deck: Story) -> None:
+    ana = deck.actor("ana")
+    asked = request(update("slides", 1, title="one"), read_at=ana.capture(), onlyChanged=True)
+    receipt = ana.commit(asked)
+    assert (receipt["applied"], receipt["unchanged"]) == (0, 1)
+
+
+@pytest.mark.parametrize("options", ["detail => 'names'", "secret_fields => '{title}'"])
+def test_an_echo_where_the_log_holds_no_values(story: Story, options: str) -> None:
+    story.tables(
+        "create table slides (id int primary key, title text, body text);"
+        "insert into slides values (1, 'one', '-');"
+        f"select concord.track('slides', {options})"
+    )
+    asked = request(
+        update("slides", 1, title="two"), read_at=story.actor("ana").capture(), onlyChanged=True
+    )
+    assert not takes_the_short_way(story, asked)
+
+
+def test_columns_that_the_caller_may_not_see(deck: Story) -> None:
+    """They are not compared, and not shown."""
+    deck.admin().run("revoke select on slides from app; grant select (id, title) on slides to app")
+    ana = deck.actor("ana")
+    asked = request(update("slides", 1, title="mine", body="mine"), returning=True)
+    receipt = ana.commit(asked)
+    assert receipt["operations"][0]["data"] == {"id": 1, "title": "mine"}
