@@ -38,19 +38,23 @@ create index deltas_group on concord_internal.deltas_default (hashtextextended(g
 -- Whole-model deltas (TRUNCATE, refresh, a fallback that can't tell rows): few, and every check asks for them.
 create index deltas_whole on concord_internal.deltas_default (model, xid) where key is null and op <> 'g';
 
--- The deltas of one row, in the words of the index deltas_row. A single SELECT without settings of its own, so it is inlined
--- where it is asked from, and what stands around it (an order, a limit, more conditions) reaches the index.
-create function concord_internal.row_deltas(model integer, key text)
-returns setof concord_internal.deltas
+-- Is this a delta of that row? In the words of the index deltas_row: a single expression without settings of its own, so it
+-- is inlined where it is asked, and the index serves.
+--
+-- A condition, and not a function that gives the deltas of a row: a statement that names the log only inside such a function
+-- depends on it by its plan alone. If a leaf is attached while that plan is made (making it waits for the lock on the
+-- default leaf), nothing is there yet to be marked as changed, and the plan that lacks the leaf is kept: its session saw no
+-- delta of the new leaf any more. So whatever looks into the log names concord_internal.deltas itself.
+create function concord_internal.is_of_row(delta_model integer, delta_key text, model integer, key text)
+returns boolean
 language sql
-stable
-begin atomic
-  select d.* from concord_internal.deltas d
-   where hashtextextended(d.key, d.model::bigint) = hashtextextended(row_deltas.key, row_deltas.model::bigint)
-     and d.key is not null and d.key = row_deltas.key and d.model = row_deltas.model;
-end;
+immutable
+as $$
+  select hashtextextended(delta_key, delta_model::bigint) = hashtextextended(key, model::bigint)
+         and delta_key is not null and delta_key = key and delta_model = model
+$$;
 
-select concord_internal.open_to('concord_internal.row_deltas(integer,text)');
+select concord_internal.open_to('concord_internal.is_of_row(integer,text,integer,text)');
 
 -- What was cut off: a token that may not have seen a transaction below the floor is expired.
 create table concord_internal.log_floor (

@@ -58,8 +58,9 @@ begin
             from unnest(models, keys) with ordinality u(model, key, i)
             join concord_internal.models m on m.id = u.model
            cross join lateral (
-             select d.epoch, d.xid from concord_internal.row_deltas(u.model, u.key) d
-              where d.epoch >= case when t.xip = '{}' then t.epoch else 0 end and d.xid >= t.xmin
+             select d.epoch, d.xid from concord_internal.deltas d
+              where concord_internal.is_of_row(d.model, d.key, u.model, u.key)
+                and d.epoch >= case when t.xip = '{}' then t.epoch else 0 end and d.xid >= t.xmin
                 and (m.tenant_column is null or d.tenant = (select (concord.principal()).tenant))
               order by d.seq desc limit 1) newest
            where newest.epoch = t.epoch and newest.xid >= t.xmax or newest.xid = any (t.xip));
@@ -168,8 +169,9 @@ begin
 
   -- Newest first, until a delta that the snapshot has seen, or until enough is known.
   for d in
-    select x.* from concord_internal.row_deltas(m.id, row_key) x
-     where (m.tenant_column is null or x.tenant = who.tenant) and x.epoch >= since and x.xid >= t.xmin
+    select x.* from concord_internal.deltas x
+     where concord_internal.is_of_row(x.model, x.key, m.id, row_key)
+       and (m.tenant_column is null or x.tenant = who.tenant) and x.epoch >= since and x.xid >= t.xmin
      order by x.seq desc
   loop
     continue when d.xid = me;
@@ -222,8 +224,9 @@ begin
   -- The boundary: the first delta of the row that the snapshot has not seen.
   while low < high loop
     middle := low + (high - low) / 2;
-    select * into d from concord_internal.row_deltas(m.id, row_key) x
-     where (m.tenant_column is null or x.tenant = who.tenant) and x.epoch >= since and x.xid >= t.xmin and x.seq >= middle
+    select * into d from concord_internal.deltas x
+     where concord_internal.is_of_row(x.model, x.key, m.id, row_key)
+       and (m.tenant_column is null or x.tenant = who.tenant) and x.epoch >= since and x.xid >= t.xmin and x.seq >= middle
      order by x.seq limit 1;
     exit when d.seq is null;
     if d.epoch = t.epoch and d.xid >= t.xmax or d.xid = any (t.xip) then
@@ -237,8 +240,9 @@ begin
   -- Upwards from there: the first that changed a field holds its value at the token. A statement inside an AFTER ROW
   -- trigger logs before the statement that caused it, so within one transaction the lower depth wins.
   for d in
-    select x.* from concord_internal.row_deltas(m.id, row_key) x
-     where (m.tenant_column is null or x.tenant = who.tenant) and x.epoch >= since and x.xid >= t.xmin
+    select x.* from concord_internal.deltas x
+     where concord_internal.is_of_row(x.model, x.key, m.id, row_key)
+       and (m.tenant_column is null or x.tenant = who.tenant) and x.epoch >= since and x.xid >= t.xmin
        and x.seq >= low and high is not null
      order by x.seq
   loop

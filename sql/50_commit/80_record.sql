@@ -93,8 +93,8 @@ begin
       from jsonb_to_recordset(held) h(model integer, id text, fields text[], seq bigint)
       join concord_internal.models m on m.id = h.model and m.tenant in ('', who.tenant)
       left join lateral (  -- by whom: from the log, where the caller's tenant may look
-        select x.kind, x.actor from concord_internal.row_deltas(h.model, h.id) x
-         where x.seq = h.seq and (m.tenant_column is null or x.tenant = who.tenant)) d on true;
+        select x.kind, x.actor from concord_internal.deltas x
+         where concord_internal.is_of_row(x.model, x.key, h.model, h.id) and x.seq = h.seq and (m.tenant_column is null or x.tenant = who.tenant)) d on true;
   end if;
   return last_seq;
 end

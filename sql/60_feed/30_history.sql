@@ -28,7 +28,8 @@ begin
   end if;
   for d in
     select * from (
-      (select x.* from concord_internal.row_deltas(history_of.model, row_key) x)
+      (select x.* from concord_internal.deltas x
+        where concord_internal.is_of_row(x.model, x.key, history_of.model, row_key))
       union all
       (select x.* from concord_internal.deltas x
         where x.key is null and x.op <> 'g' and x.model = history_of.model)) u

@@ -88,3 +88,34 @@ def test_the_log_is_cut_while_a_commit_waits(deck: Story, rests_on: str) -> None
     with refused("token_expired" if rests_on == "the row" else "stale_context"):
         ana.finish_commit()
     assert maintain(deck)["truncated"] == FORMER
+
+
+@pytest.mark.parametrize("rests_on", ASKS)
+def test_a_leaf_that_comes_while_a_check_is_planned(deck: Story, rests_on: str) -> None:
+    """A plan that was made while the leaf was attached is not kept, for it does not know the leaf.
+
+    Planning waits for a lock on the default leaf, which attaching takes. What a plan depends on is
+    marked as changed while it is waited; a dependency that only the plan had would be overlooked.
+    """
+    maintainer, ana = deck.admin(), deck.actor("ana")
+    first = deck.value("select pg_current_xact_id()::text::bigint") + 20
+    epoch = deck.value("select concord_internal.epoch()")
+    deck.psql(THEIRS)
+    token = ana.capture()
+    maintainer.run(
+        "begin; lock table concord_internal.deltas_default in access exclusive mode;"
+        "create table concord_internal.deltas_9 (like concord_internal.deltas_default including all);"
+        "alter table concord_internal.deltas attach partition concord_internal.deltas_9"
+        f" for values from ({epoch}, '{first}') to ({epoch}, '{first + 10000}');"
+        "grant all on concord_internal.deltas_9 to concord_owner"
+    )
+    ana.start_commit(ASKS[rests_on](token))
+    ana.blocked()
+    maintainer.run("commit")
+    ana.finish_commit()
+    turn_the_leaf(deck)
+    token = ana.capture()
+    deck.psql(THEIRS)
+    assert deck.value("select count(*) > 0 from concord_internal.deltas_9")
+    with refused("stale_context"):
+        ana.commit(ASKS[rests_on](token))
