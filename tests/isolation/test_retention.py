@@ -104,7 +104,8 @@ def test_a_leaf_that_comes_while_a_check_is_planned(deck: Story, rests_on: str) 
     token = ana.capture()
     maintainer.run(
         "begin; lock table concord_internal.deltas_default in access exclusive mode;"
-        "create table concord_internal.deltas_9 (like concord_internal.deltas_default including all);"
+        "create table concord_internal.deltas_9"
+        " (like concord_internal.deltas_default including all);"
         "alter table concord_internal.deltas attach partition concord_internal.deltas_9"
         f" for values from ({epoch}, '{first}') to ({epoch}, '{first + 10000}');"
         "grant all on concord_internal.deltas_9 to concord_owner"

@@ -640,7 +640,7 @@ def test_what_is_left_of_a_dropped_table_goes(upkeep: Upkeep) -> None:
     functions = """
       select count(*) from pg_proc where pronamespace = 'concord_internal'::regnamespace
          and proname like 'model\\_1\\_%'"""
-    assert upkeep.admin.execute(functions).fetchone() == (6,)
+    assert upkeep.admin.execute(functions).fetchone() == (7,)
     upkeep.owner.execute("drop table slides")
     shown = "select count(*) from concord.models"
     assert upkeep.admin.execute(shown).fetchone() == (1,)
