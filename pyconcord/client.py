@@ -143,7 +143,7 @@ class Reader(Scope[D]):
         who = self.principal
         calls = [call]
         if who is not None and not self._driver.acts_already:
-            calls.insert(0, Call(_ACT_AS, (who.tenant, who.kind, who.id, who.on_behalf_of)))
+            calls.insert(0, Call(ACT_AS, (who.tenant, who.kind, who.id, who.on_behalf_of)))
         attempt = 1
         while True:
             try:
@@ -645,7 +645,7 @@ def _chosen(row: Row, fields: Values) -> Values | None:
 
 # The calls, one for each function. Answers come as text and are parsed here, so that no adapter
 # that the caller may have registered on a joined connection decides how a number arrives.
-_ACT_AS = "select concord.act_as(%s, %s, %s, %s)"
+ACT_AS = "select concord.act_as(%s, %s, %s, %s)"
 _CAPTURE = "select concord.capture()"
 _READ = "select concord.read(%s, %s)::text"
 _TRY_COMMIT = "select concord.try_commit(%s)::text"
