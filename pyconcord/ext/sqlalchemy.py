@@ -233,11 +233,15 @@ class _Block:
             raise InvalidRequest("the session has changes that are not flushed: commit them first")
         session.expire_all()
 
-    def _owns_transaction(self) -> bool:
-        """Whether there is no block around this one that ends the transaction."""
+    def _join(self) -> None:
+        """Find out who ends the transaction: this block, unless another one began it."""
         current = self._session.get_transaction()
-        return current is None or (
-            current.origin is SessionTransactionOrigin.AUTOBEGIN and not current.nested
+        self._connection = self._session.connection()
+        self._hooks = _hooks(self._connection.engine)
+        self._outer = self._hooks.units.get(self._connection)
+        self._own = self._outer is None and (
+            current is None
+            or (current.origin is SessionTransactionOrigin.AUTOBEGIN and not current.nested)
         )
 
 
@@ -251,12 +255,11 @@ class reading(_Block):
 
     def _enter(self) -> None:
         self._demand_clean()
-        self._own = self._owns_transaction()
-        connection = self._session.connection()
-        execute = _runner(connection)
+        self._join()
+        execute = _runner(self._connection)
         [[token]] = execute("select concord.capture()", ())
         self.token = str(token)
-        self._watch = _Watch(self._session, Models(execute), _Binds(connection))
+        self._watch = _Watch(self._session, Models(execute), _Binds(self._connection))
 
     def _leave(self, failed: bool) -> None:
         assert self._watch is not None
@@ -329,23 +332,21 @@ class unit(_Block):
                 self._core.declare(*_premises_of(thing, self._core.models, self._binds))
 
     def _enter(self) -> None:
+        self._join()
+        session, connection = self._session, self._connection
+        if self._outer is not None:
+            session.flush()  # by the unit around this one, and its token
         self._demand_clean()
-        session = self._session
-        self._own = self._owns_transaction()
-        self._nested = None if self._own else session.begin_nested()
-        connection = self._connection = session.connection()
-        hooks = _hooks(connection.engine)
         driver: Any = connection.connection.driver_connection
         if driver.autocommit:
             raise InvalidRequest("a unit needs a transaction, and this engine is in AUTOCOMMIT")
+        self._nested = None if self._own else session.begin_nested().__enter__()
         self._binds = _Binds(connection)
-        principal = hooks.principals.get(connection)
-        execute = _runner(connection)
-        self._core = Unit(execute, principal, on_event=hooks.on_event, **self._options)
+        who, told = self._hooks.principals.get(connection), self._hooks.on_event
+        self._core = Unit(_runner(connection), who, on_event=told, **self._options)
         if self._loaded:
             self._watch = _Watch(session, self._core.models, self._binds, self._core.declare)
-        self._hooks, self._outer = hooks, hooks.units.get(connection)
-        hooks.units[connection] = self
+        self._hooks.units[connection] = self
         for name, listener in self._listeners():
             event.listen(session, name, listener)
 
@@ -378,13 +379,12 @@ class unit(_Block):
         self._hooks.units.pop(self._connection, None)
         if self._outer is not None:
             self._hooks.units[self._connection] = self._outer
-        transaction = self._session if self._nested is None else self._nested
-        if failed:
-            if self._nested is None or self._nested.is_active:
-                transaction.rollback()
-            return
-        transaction.commit()
-        if self._own:
+        if self._nested is not None:  # its own block knows in which state a failed flush left it
+            self._nested.__exit__(InvalidRequest if failed else None, None, None)
+        elif failed:
+            self._session.rollback()
+        else:
+            self._session.commit()
             self._core.committed()
 
     # --- flushes --------------------------------------------------------------------------------

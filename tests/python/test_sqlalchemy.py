@@ -125,9 +125,7 @@ class Picture(Page):
     book: Mapped[str] = mapped_column(primary_key=True)
     number: Mapped[int] = mapped_column(primary_key=True)
     url: Mapped[str] = mapped_column(Text)
-    __table_args__ = (
-        ForeignKeyConstraint(["book", "number"], ["pages.book", "pages.number"]),
-    )
+    __table_args__ = (ForeignKeyConstraint(["book", "number"], ["pages.book", "pages.number"]),)
     __mapper_args__ = {"polymorphic_identity": "picture"}  # noqa: RUF012
 
 
