@@ -47,7 +47,7 @@ def configure() -> None:
     django.setup()
 
 
-def _point(alias: str, dsn: str) -> None:
+def point(alias: str, dsn: str) -> None:
     from django.db import connections
 
     connections[alias].close()
@@ -69,8 +69,8 @@ def site(db: Database, *, track: bool = True) -> Iterator[psycopg.Connection[Any
     from django.apps import apps
     from django.db import connections
 
-    _point("default", db.dsn("app"))
-    _point("owner", db.dsn("owner"))
+    point("default", db.dsn("app"))
+    point("owner", db.dsn("owner"))
     names = []
     with connections["owner"].schema_editor() as editor:
         for label in ("contenttypes", "auth", "sessions", "django_site"):
@@ -80,8 +80,10 @@ def site(db: Database, *, track: bool = True) -> Iterator[psycopg.Connection[Any
                 editor.create_model(model) if not model._meta.auto_created else None
                 names.append(model._meta.db_table)
     with db.connect("owner") as owner:
-        owner.execute("grant select, insert, update, delete on all tables in schema public to app")
-        owner.execute("grant usage on all sequences in schema public to app")
+        owner.execute(
+            "grant select, insert, update, delete on all tables in schema public to app, app2"
+        )
+        owner.execute("grant usage on all sequences in schema public to app, app2")
         if track:
             track_all(owner)
     try:

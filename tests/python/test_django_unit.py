@@ -651,42 +651,44 @@ def test_a_reading_joins_a_transaction_or_ends_its_own(slide: Slide) -> None:
 # What newer Djangos have
 
 
-@pytest.mark.parametrize("_", ["5.2"][: django.VERSION >= (5, 2)])
-def test_composite_keys(raw: Raw, _: str) -> None:
-    from tests.django_site.models import Seat
+if django.VERSION >= (5, 2):
 
-    house = uuid.uuid4()
-    with concord.unit() as unit:
-        seat = Seat.objects.create(house=house, place=1)
-        Seat.objects.bulk_create([Seat(house=house, place=n) for n in (2, 3)])
-        seat.guest = "ann"
-        seat.save()
-        Seat(house=house, place=4).save()
-    assert unit.receipt.applied == 5
-    token = token_now()
-    raw.execute("update django_site_seat set guest = 'ben' where place = 1")
-    seat.guest = "cleo"
-    refused(StaleContext, seat.save, read_at=token)
-    with concord.unit(read_at=token, on_stale="notify") as unit:
-        seat.delete()
-        assert Seat.objects.filter(pk__in=[(house, 2), (house, 9)]).update(guest="dora") == 1
-        Seat.objects.filter(place=3).delete()
-    assert (unit.receipt.applied, len(unit.receipt.held)) == (2, 1)
-    assert seat.pk == (house, 1)
-    assert dict(Seat.objects.values_list("place", "guest")) == {1: "ben", 2: "dora", 4: None}
+    def test_composite_keys(raw: Raw) -> None:
+        from tests.django_site.models import Seat
+
+        house = uuid.uuid4()
+        with concord.unit() as unit:
+            seat = Seat.objects.create(house=house, place=1)
+            Seat.objects.bulk_create([Seat(house=house, place=n) for n in (2, 3)])
+            seat.guest = "ann"
+            seat.save()
+            Seat(house=house, place=4).save()
+        assert unit.receipt.applied == 5
+        token = token_now()
+        raw.execute("update django_site_seat set guest = 'ben' where place = 1")
+        seat.guest = "cleo"
+        refused(StaleContext, seat.save, read_at=token)
+        with concord.unit(read_at=token, on_stale="notify") as unit:
+            seat.delete()
+            assert Seat.objects.filter(pk__in=[(house, 2), (house, 9)]).update(guest="dora") == 1
+            Seat.objects.filter(place=3).delete()
+        assert (unit.receipt.applied, len(unit.receipt.held)) == (2, 1)
+        assert seat.pk == (house, 1)
+        assert dict(Seat.objects.values_list("place", "guest")) == {1: "ben", 2: "dora", 4: None}
 
 
-@pytest.mark.parametrize("_", ["5.0"][: django.VERSION >= (5, 0)])
-def test_database_defaults_and_generated_fields(raw: Raw, _: str) -> None:
-    from tests.django_site.models import Invoice
+if django.VERSION >= (5, 0):
 
-    with concord.unit() as unit:
-        invoice = Invoice.objects.create(net=2)
-        assert (invoice.gross, invoice.state) == (4, "draft")
-        assert isinstance(invoice.issued, dt.datetime)
-        invoice.net = 3
-        invoice.save()
-        assert invoice.gross == 6
-        many = Invoice.objects.bulk_create([Invoice(net=5), Invoice(net=6, state="sent")])
-    assert unit.receipt.applied == 4
-    assert [(each.gross, each.state) for each in many] == [(10, "draft"), (12, "sent")]
+    def test_database_defaults_and_generated_fields(raw: Raw) -> None:
+        from tests.django_site.models import Invoice
+
+        with concord.unit() as unit:
+            invoice = Invoice.objects.create(net=2)
+            assert (invoice.gross, invoice.state) == (4, "draft")
+            assert isinstance(invoice.issued, dt.datetime)
+            invoice.net = 3
+            invoice.save()
+            assert invoice.gross == 6
+            many = Invoice.objects.bulk_create([Invoice(net=5), Invoice(net=6, state="sent")])
+        assert unit.receipt.applied == 4
+        assert [(each.gross, each.state) for each in many] == [(10, "draft"), (12, "sent")]

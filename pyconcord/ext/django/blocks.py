@@ -78,9 +78,11 @@ class reading(Block):
     @contextmanager
     def _run(self) -> Iterator[reading]:
         joined = self.connection.in_atomic_block
-        execute = statements(self.connection)
+        driver = Joined(statements(self.connection))
         with nullcontext() if joined else transaction.atomic(using=self.using):
-            self.token = Reader[Sync](Joined(execute), None, None).capture()
+            with self.connection.wrap_database_errors:
+                driver.login = self.connection.connection.info.user
+                self.token = Reader[Sync](driver, None, None).capture()
             with Record(self.connection) as self._record:
                 yield self
 
@@ -129,7 +131,8 @@ class unit(Block):
     def _run(self) -> Iterator[unit]:
         owned = not self.connection.in_atomic_block and self.connection.get_autocommit()
         with transaction.atomic(using=self.using):
-            self._unit = Unit(self.execute, principal(), **self._options)
+            with self.connection.wrap_database_errors:
+                self._unit = Unit(self.execute, principal(), **self._options)
             record = Record(self.connection) if self._all_loaded else nullcontext()
             with self._taking_over(), record as self._record:
                 yield self

@@ -93,15 +93,21 @@ class Guarded:
         targets = getattr(left, "targets", None) or [getattr(left, "target", None)]
         if list(targets) != list(key_fields(meta)) or not lookup.rhs_is_direct_value():
             return None
+        if lookup.lookup_name == "isnull" and lookup.rhs:
+            return []
         if lookup.lookup_name not in ("exact", "in"):
             return None
         keys = [lookup.rhs] if lookup.lookup_name == "exact" else [*lookup.rhs]
         one = len(targets) == 1
-        return [
-            id_of(self.connection, model, meta, [key] if one else key)
+        prepared = (
+            [
+                field.get_db_prep_save(value, self.connection)
+                for field, value in zip(targets, [key] if one else key, strict=True)
+            ]
             for key in keys
             if key is not None
-        ]
+        )
+        return [id_of(self.connection, model, meta, values) for values in prepared]
 
     def found(self, model: Model) -> list[Any]:
         """The ids of the rows that meet the condition now."""
@@ -112,16 +118,7 @@ class Guarded:
         alias = query.get_initial_alias()
         query.select = tuple(field.get_col(alias) for field in key_fields(meta))
         rows = query.get_compiler(connection=self.connection).execute_sql(MULTI)
-        columns = [field.column for field in key_fields(meta)]
-        return [
-            model.id(
-                {
-                    column: json_of(self.connection, field, value)
-                    for column, field, value in zip(columns, key_fields(meta), row, strict=False)
-                }
-            )
-            for row in chain.from_iterable(rows)
-        ]
+        return [id_of(self.connection, model, meta, row) for row in chain.from_iterable(rows)]
 
     def returned(self, model: Model, fields: Sequence[Any], rows: Sequence[Values]) -> list[Any]:
         """Columns of rows as RETURNING would have brought them."""
@@ -178,9 +175,8 @@ class Insert(Guarded):
         links = [field for field in self.query.fields if field.remote_field]
         manager = self.query.model._base_manager.using(self.using or self.connection.alias)
         names = [field.attname for field in links]
-        first = names[0]
         among = {f"{name}__in": {getattr(obj, name) for obj in objs} for name in names}
-        there = set(manager.filter(**among).values_list(*names)) if first else set()
+        there = set(manager.filter(**among).values_list(*names))
         return [obj for obj in objs if tuple(getattr(obj, name) for name in names) not in there]
 
 
@@ -231,11 +227,10 @@ class Update(Guarded):
 
     def _matches_nothing(self) -> bool:
         try:
-            self.compile(self.query.where)  # type: ignore[attr-defined]
+            with suppress(FullResultSet):
+                self.compile(self.query.where)  # type: ignore[attr-defined]
         except EmptyResultSet:
             return True
-        except FullResultSet:
-            return False
         return False
 
     def _prepared(self, field: Any, value: Any) -> Any:

@@ -5,8 +5,8 @@ cursor. Why identity neither leaks nor lags:
 
 - It is said with `is_local`: it ends with the transaction, whoever uses the connection next.
 - A transaction's first statement is known by the connection itself (libpq's status is IDLE), not
-  by what Django believes. psycopg sends BEGIN in a round trip of its own before it; `act_as` rides
-  in that one.
+  by what Django believes. psycopg would send BEGIN in a round trip of its own before it, even from
+  within a pipeline; here BEGIN and act_as are sent as one.
 - What was said in the transaction is remembered, and said anew when somebody else acts, or when a
   savepoint was rolled back to, which takes settings back too.
 - In autocommit mode the statement is framed: BEGIN, act_as, statement, COMMIT in one round trip.
@@ -24,10 +24,10 @@ from typing import Any
 
 import psycopg
 from django.conf import settings
-from django.db import connections
+from django.db import Error, connections
 from django.db.backends.signals import connection_created
-from psycopg.pq import TransactionStatus
-from psycopg.rows import tuple_row
+from psycopg import IsolationLevel
+from psycopg.pq import ExecStatus, TransactionStatus
 
 from ..._driver import _first_error, _pipeline
 from ..._json import key_text
@@ -125,8 +125,11 @@ class Voice:
                 piped = single and not hasattr(context["cursor"], "scrollable")
                 with self._frame(who, piped):
                     return execute(sql, params, many, context)
-            with self._wrapped(), _first_error() as noting, noting(), _pipeline(raw), noting():
-                self._say(raw, who)
+            with self._wrapped():
+                if _status(raw) == TransactionStatus.IDLE:
+                    _begin_as(raw, who)
+                else:
+                    _say(raw, who)
             self._said = who
         result = execute(sql, params, many, context)
         if self._said != _NOBODY and _TAKEN_BACK.match(_text(sql, raw)):
@@ -140,16 +143,12 @@ class Voice:
         try:
             with self._wrapped(), _first_error() as noting, noting(), pipeline, noting():
                 psycopg.Cursor(raw).execute("begin")
-                self._say(raw, who)
+                _say(raw, who)
                 yield
                 psycopg.Cursor(raw).execute("commit")
         finally:
             if _status(raw) in (TransactionStatus.INTRANS, TransactionStatus.INERROR):
                 raw.rollback()
-
-    def _say(self, raw: psycopg.Connection[Any], who: Principal) -> None:
-        cursor = psycopg.Cursor(raw, row_factory=tuple_row)
-        cursor.execute(_ACT_AS, (who.tenant, who.kind, who.id, who.on_behalf_of))
 
     @contextmanager
     def _wrapped(self) -> Iterator[None]:
@@ -157,19 +156,47 @@ class Voice:
         with self._connection.wrap_database_errors:
             try:
                 yield
-            except psycopg.Error as error:
-                if "concord.act_as(" not in (error.diag.context or ""):
+            except (psycopg.Error, Error) as error:
+                # From a pipeline it may come out of the statement after it, as Django's.
+                cause = error if isinstance(error, psycopg.Error) else error.__cause__
+                if not isinstance(cause, psycopg.Error):
                     raise
-                refusal = from_database(error, self._connection.connection.info.user)
-                raise refusal or error from error
+                if "concord.act_as(" not in (cause.diag.context or ""):
+                    raise
+                refusal = from_database(cause, self._connection.connection.info.user)
+                raise refusal or error from cause
 
 
 def _status(raw: psycopg.Connection[Any]) -> TransactionStatus:
     return raw.info.transaction_status
 
 
+def _say(raw: psycopg.Connection[Any], who: Principal) -> None:
+    psycopg.Cursor(raw).execute(_ACT_AS, (who.tenant, who.kind, who.id, who.on_behalf_of))
+
+
+def _begin_as(raw: psycopg.Connection[Any], who: Principal) -> None:
+    """As psycopg begins a transaction, and whose it is, in one simple query."""
+    begin = ["begin"]
+    if raw.isolation_level is not None:
+        begin.append(
+            "isolation level " + IsolationLevel(raw.isolation_level).name.replace("_", " ")
+        )
+    if raw.read_only is not None:
+        begin.append("read only" if raw.read_only else "read write")
+    if raw.deferrable is not None:
+        begin.append("deferrable" if raw.deferrable else "not deferrable")
+    params = (who.tenant, who.kind, who.id, who.on_behalf_of)
+    act_as = psycopg.ClientCursor(raw).mogrify(_ACT_AS, params)
+    result = raw.pgconn.exec_(f"{' '.join(begin)}; {act_as}".encode(raw.info.encoding))
+    if result.status == ExecStatus.FATAL_ERROR:
+        raise psycopg.errors.error_from_result(result, encoding=raw.info.encoding)
+
+
 def _text(sql: Any, raw: Any) -> str:
-    return sql if isinstance(sql, str) else str(getattr(sql, "as_string", str)(raw))
+    if isinstance(sql, bytes):
+        return sql.decode(raw.info.encoding)
+    return sql if isinstance(sql, str) else str(sql.as_string(raw))
 
 
 def install() -> None:

@@ -29,17 +29,17 @@ def json_of(connection: Any, field: Any, value: Any) -> Any:
 
 
 def id_of(connection: Any, model: Model, meta: Any, values: Iterable[Any]) -> Any:
-    """A row's id, of the values of its primary key."""
-    columns = {
-        field.column: json_of(connection, field, field.get_db_prep_save(value, connection))
-        for field, value in zip(key_fields(meta), values, strict=True)
-    }
-    return model.id(columns)
+    """A row's id, of the values of its primary key, prepared for the database."""
+    keys = zip(key_fields(meta), values, strict=False)  # a row may bring more than its key
+    return model.id({field.column: json_of(connection, field, value) for field, value in keys})
 
 
 def id_of_instance(connection: Any, model: Model, meta: Any, instance: Any) -> Any:
     """A saved object's id in one of its tables; None if it has none any more."""
-    values = [getattr(instance, field.attname) for field in key_fields(meta)]
+    values = [
+        field.get_db_prep_save(getattr(instance, field.attname), connection)
+        for field in key_fields(meta)
+    ]
     return None if None in values else id_of(connection, model, meta, values)
 
 
