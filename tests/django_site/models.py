@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import uuid
+from typing import Any
 
 import django
+from django.contrib.postgres.fields import ArrayField
 from django.db import models
 from django.db.models.functions import Now
 
@@ -60,9 +62,22 @@ class Restaurant(Place):
     stars = models.IntegerField(default=0)
 
 
+class Shouted(models.CharField):
+    """A field whose values the server turns into something else."""
+
+    def get_placeholder(self, value: Any, compiler: Any, connection: Any) -> str:
+        return "upper(%s)"
+
+
 class Document(models.Model):
     id = models.UUIDField(primary_key=True, default=uuid.uuid4)
     content = models.BinaryField(default=b"")
+    title = Shouted(max_length=10, null=True)
+    words = ArrayField(models.CharField(max_length=10), default=list)
+    host = models.GenericIPAddressField(null=True)
+    day = models.DateField(null=True)
+    at = models.TimeField(null=True)
+    parent = models.ForeignKey("self", on_delete=models.SET_NULL, null=True)
 
 
 class Country(models.Model):

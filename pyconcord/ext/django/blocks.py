@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import wraps
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 from asgiref.sync import sync_to_async
@@ -48,22 +48,26 @@ class Block:
     def __init__(self, using: str) -> None:
         self.using = using
 
-    def __enter__(self) -> Any:
+    def __enter__(self: B) -> B:
         self.connection: Any = connections[self.using]
         self._context = self._run()
-        return self._context.__enter__()
+        self._context.__enter__()
+        return self
 
     def __exit__(self, *error: Any) -> Any:
         return self._context.__exit__(*error)
 
-    async def __aenter__(self) -> Any:
+    async def __aenter__(self: B) -> B:
         return await sync_to_async(self.__enter__)()
 
     async def __aexit__(self, *error: Any) -> Any:
         return await sync_to_async(self.__exit__)(*error)
 
-    def _run(self) -> AbstractContextManager[Any]:
+    def _run(self) -> AbstractContextManager[None]:
         raise NotImplementedError
+
+
+B = TypeVar("B", bound=Block)
 
 
 class reading(Block):
@@ -76,7 +80,7 @@ class reading(Block):
         self._premises: tuple[Mapping[str, Any], ...] | None = None
 
     @contextmanager
-    def _run(self) -> Iterator[reading]:
+    def _run(self) -> Iterator[None]:
         joined = self.connection.in_atomic_block
         driver = Joined(statements(self.connection))
         with nullcontext() if joined else transaction.atomic(using=self.using):
@@ -84,7 +88,7 @@ class reading(Block):
                 driver.login = self.connection.connection.info.user
                 self.token = Reader[Sync](driver, None, None).capture()
             with Record(self.connection) as self._record:
-                yield self
+                yield
 
     @property
     def loaded(self) -> tuple[Mapping[str, Any], ...]:
@@ -128,14 +132,14 @@ class unit(Block):
         self._kept: list[tuple[Any, Any]] = []
 
     @contextmanager
-    def _run(self) -> Iterator[unit]:
+    def _run(self) -> Iterator[None]:
         owned = not self.connection.in_atomic_block and self.connection.get_autocommit()
         with transaction.atomic(using=self.using):
             with self.connection.wrap_database_errors:
                 self._unit = Unit(self.execute, principal(), **self._options)
             record = Record(self.connection) if self._all_loaded else nullcontext()
             with self._taking_over(), record as self._record:
-                yield self
+                yield
                 self._finish()
         if owned:
             self._unit.committed()

@@ -27,6 +27,11 @@ from django.db.models import IntegerField, JSONField
 from django.db.models.constants import OnConflict
 from django.db.models.expressions import Col, Subquery
 from django.db.models.sql import Query
+from django.db.models.sql.compiler import (
+    SQLDeleteCompiler,
+    SQLInsertCompiler,
+    SQLUpdateCompiler,
+)
 from django.db.models.sql.constants import CURSOR, MULTI
 
 from ...errors import InvalidRequest
@@ -53,9 +58,10 @@ class Guarded:
         block: unit = vars(self.connection)["concord_unit"]
         return block
 
-    def data(self, pairs: Iterable[tuple[Any, Any]]) -> dict[str, Any]:
-        """Prepared values in JSON, by column; the server evaluates what is an expression."""
+    def data(self, pairs: Iterable[tuple[Any, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Prepared values in JSON, by column: as they are, and what the server evaluated."""
         data: dict[str, Any] = {}
+        evaluated: dict[str, Any] = {}
         asked: list[tuple[Any, str, Sequence[Any]]] = []
         for field, value in pairs:
             if type(value).__name__ == "DatabaseDefault":
@@ -80,8 +86,9 @@ class Guarded:
             [row] = self.block.execute(f"select {select}", params)
             for (field, _, _), text in zip(asked, row, strict=True):
                 document = isinstance(field, JSONField) and text is not None
-                data[field.column] = json.loads(text, parse_float=Decimal) if document else text
-        return data
+                value = json.loads(text, parse_float=Decimal) if document else text
+                evaluated[field.column] = value
+        return data, evaluated
 
     def ids(self, model: Model) -> list[Any] | None:
         """The ids in a condition that is the primary key and nothing else."""
@@ -160,8 +167,8 @@ class Insert(Guarded):
                 (field, self.prepare_value(field, self.pre_save_val(field, obj)))  # type: ignore[attr-defined]
                 for field in self.query.fields
             ]
-            data = self.data(pairs)
-            operation = {"type": "create", "model": model.name, "data": data}
+            data, evaluated = self.data(pairs)
+            operation = {"type": "create", "model": model.name, "data": {**data, **evaluated}}
             told = expiring(obj, self.query.fields, data)
             self.block.write(operation, then(outcomes.append, told))
         # At once: the object needs the id that the server gives it.
@@ -214,12 +221,13 @@ class Update(Guarded):
                 "rows are updated by their primary key: save() each object that is to change"
             )
         values = [(field, self._prepared(field, value)) for field, _, value in self.query.values]
-        data = self.data(values)
+        data, evaluated = self.data(values)
+        whole = {**data, **evaluated}
         saved = self.block.saved(meta, model, ids[0]) if ids and len(ids) == 1 else None
         if ids is None or saved is None or saved._state.adding:
             ids = self.found(model)
         for id in ids:
-            operation = {"type": "update", "model": model.name, "id": id, "data": data}
+            operation = {"type": "update", "model": model.name, "id": id, "data": whole}
             fields = [field for field, _ in values]
             told = expiring(saved, fields, data) if saved is not None else lambda outcome: None
             self.block.write(operation, then(then_also, told))
@@ -276,14 +284,16 @@ class Count(nullcontext[Any]):
         self.rowcount = rowcount
 
 
-_MIXINS = {"SQLInsertCompiler": Insert, "SQLUpdateCompiler": Update, "SQLDeleteCompiler": Delete}
+_MIXINS = {SQLInsertCompiler: Insert, SQLUpdateCompiler: Update, SQLDeleteCompiler: Delete}
 
 
 @cache
 def guarded(compiler: type) -> type:
     """A compiler of the backend's with the unit's mixed in; one that only reads, as it is."""
-    mixin = _MIXINS.get(compiler.__name__)
-    return compiler if mixin is None else type(f"Guarded{compiler.__name__}", (mixin, compiler), {})
+    for kind, mixin in _MIXINS.items():
+        if issubclass(compiler, kind) and not issubclass(compiler, Guarded):
+            return type(f"Guarded{compiler.__name__}", (mixin, compiler), {})
+    return compiler
 
 
 def then(*steps: Then) -> Then:
@@ -309,11 +319,10 @@ def expiring(instance: Any, fields: Iterable[Any], sent: Values) -> Then:
     def told(outcome: Outcome) -> None:
         row = None if outcome.outcome == "held" else outcome.data
         for field in held:
-            value = vars(instance).get(field.attname)
-            unsaid = row is None or field.column not in sent or hasattr(value, "as_sql")
-            if value is not held[field] or field.attname not in vars(instance):
+            column = field.column
+            if row is not None and column in sent and same(sent[column], row.get(column)):
                 continue
-            if unsaid or row is None or not same(sent[field.column], row.get(field.column)):
+            if vars(instance).get(field.attname, told) is held[field]:
                 del vars(instance)[field.attname]
                 if field.is_relation and field.is_cached(instance):
                     field.delete_cached_value(instance)
