@@ -206,9 +206,12 @@ def test_a_savepoint_takes_it_back(raw: Raw) -> None:
             assert whoami() == "acme:user:ann"
         with suppress(IntegrityError), transaction.atomic(), concord.acting(user="ben"):
             Tag.objects.create(name=None)
+        assert whoami() == ""
+        savepoint = transaction.savepoint()
         with concord.acting(user="ben"):
             assert whoami() == "acme:user:ben"
-        assert whoami() == ""
+            transaction.savepoint_rollback(savepoint)
+            assert whoami() == "acme:user:ben"
 
 
 def test_who_may_be_said(raw: Raw) -> None:

@@ -720,3 +720,15 @@ if django.VERSION >= (5, 0):
             many = Invoice.objects.bulk_create([Invoice(net=5), Invoice(net=6, state="sent")])
         assert unit.receipt.applied == 4
         assert [(each.gross, each.state) for each in many] == [(10, "draft"), (12, "sent")]
+        token = token_now()
+        raw.execute("update django_site_invoice set net = 7 where net = 3")
+        with concord.unit(read_at=token, on_stale="notify") as unit:
+            invoice.net = 4
+            invoice.save()
+            assert (invoice.gross, invoice.net) == (14, 7)
+        raw.execute("delete from django_site_invoice where net = 7")
+        with concord.unit(read_at=token, on_stale="notify") as unit:
+            invoice.net = 4
+            invoice.save()
+        assert len(unit.receipt.held) == 1
+        assert Invoice.objects.count() == 2

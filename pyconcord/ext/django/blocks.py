@@ -125,7 +125,6 @@ class unit(Block):
             "only_changed": only_changed,
         }
         self._marks: dict[str, Mark] = {}
-        self._own_statement = False
         self._error: Exception | None = None
         self._saving: list[Any] = []
         self._deleting: dict[tuple[str, str], Any] = {}
@@ -134,6 +133,7 @@ class unit(Block):
     @contextmanager
     def _run(self) -> Iterator[None]:
         owned = not self.connection.in_atomic_block and self.connection.get_autocommit()
+        self.execute = statements(self.connection)
         with transaction.atomic(using=self.using):
             with self.connection.wrap_database_errors:
                 self._unit = Unit(self.execute, principal(), **self._options)
@@ -165,14 +165,6 @@ class unit(Block):
 
     def model(self, meta: Any) -> Model | None:
         return model_of(self._unit.models, meta)
-
-    def execute(self, sql: str, params: tuple[object, ...]) -> Sequence[Sequence[Any]]:
-        """Run a statement of the unit's own, before which nothing is to be committed."""
-        self._own_statement = True
-        try:
-            return statements(self.connection)(sql, params)
-        finally:
-            self._own_statement = False
 
     def write(self, operation: Mapping[str, Any], then: Then) -> None:
         if self._record is not None:
@@ -247,7 +239,7 @@ class unit(Block):
         self, execute: Callable[..., Any], sql: Any, params: Any, many: bool, context: Any
     ) -> Any:
         """Commits what was collected before another statement, and keeps up with savepoints."""
-        if self._own_statement or self.connection.needs_rollback:
+        if self.connection.needs_rollback:
             return execute(sql, params, many, context)
         found = _SAVEPOINT.match(sql) if isinstance(sql, str) else None
         verb, name = found.groups() if found else ("", "")

@@ -116,15 +116,19 @@ class Guarded:
         )
         return [id_of(self.connection, model, meta, values) for values in prepared]
 
-    def found(self, model: Model) -> list[Any]:
-        """The ids of the rows that meet the condition now."""
-        meta = self.query.get_meta()
+    def selecting(self, fields: Sequence[Any]) -> Any:
+        """A compiler that selects fields of the rows that meet the condition."""
         query = self.query.chain(klass=Query)
         query.clear_select_clause()
         query.clear_ordering(force=True)
         alias = query.get_initial_alias()
-        query.select = tuple(field.get_col(alias) for field in key_fields(meta))
-        rows = query.get_compiler(connection=self.connection).execute_sql(MULTI)
+        query.select = tuple(field.get_col(alias) for field in fields)
+        return query.get_compiler(connection=self.connection)
+
+    def found(self, model: Model) -> list[Any]:
+        """The ids of the rows that meet the condition now."""
+        meta = self.query.get_meta()
+        rows = self.selecting(key_fields(meta)).execute_sql(MULTI)
         return [id_of(self.connection, model, meta, row) for row in chain.from_iterable(rows)]
 
     def returned(self, model: Model, fields: Sequence[Any], rows: Sequence[Values]) -> list[Any]:
@@ -170,7 +174,7 @@ class Insert(Guarded):
             data, evaluated = self.data(pairs)
             operation = {"type": "create", "model": model.name, "data": {**data, **evaluated}}
             told = expiring(obj, self.query.fields, data)
-            self.block.write(operation, then(outcomes.append, told))
+            self.block.write(operation, also(outcomes.append, told))
         # At once: the object needs the id that the server gives it.
         self.block.flush()
         if not returning_fields:
@@ -194,7 +198,7 @@ class Update(Guarded):
             self.block.wrote_beside()
             return super().execute_sql(result_type)  # type: ignore[misc]
         with self.block.guard():
-            rows = len(self._update(model, lambda outcome: None))
+            rows = self._update(model)
         for query in self.query.get_related_updates():
             query.get_compiler(self.using).execute_sql(result_type)
         return rows
@@ -203,19 +207,21 @@ class Update(Guarded):
         """Django 6 asks for what the server computes when it saves."""
         model = self.block.model(self.query.get_meta())
         if model is None or not returning_fields or not self.query.values:
+            self.block.wrote_beside()
             return super().execute_returning_sql(returning_fields)  # type: ignore[misc]
-        outcomes: list[Outcome] = []
         with self.block.guard():
-            self._update(model, outcomes.append)
-            self.block.flush()
-            return self.returned(model, returning_fields, [each.data or {} for each in outcomes])
+            if not self._update(model):
+                return []
+        # What the row holds, after a held write too. One that is gone is not to be inserted again.
+        rows = self.selecting(returning_fields).results_iter(tuple_expected=True)
+        return list(rows) or [(None,) * len(returning_fields)]
 
-    def _update(self, model: Model, then_also: Then) -> list[Any]:
+    def _update(self, model: Model) -> int:
         meta = self.query.get_meta()
         self.pre_sql_setup()  # type: ignore[attr-defined]
         ids = self.ids(model)
         if ids is None and self._matches_nothing():
-            return []
+            return 0
         if ids is None and not self.block.deletes:
             raise self.refusal(
                 "rows are updated by their primary key: save() each object that is to change"
@@ -230,8 +236,8 @@ class Update(Guarded):
             operation = {"type": "update", "model": model.name, "id": id, "data": whole}
             fields = [field for field, _ in values]
             told = expiring(saved, fields, data) if saved is not None else lambda outcome: None
-            self.block.write(operation, then(then_also, told))
-        return ids
+            self.block.write(operation, told)
+        return len(ids)
 
     def _matches_nothing(self) -> bool:
         try:
@@ -296,12 +302,12 @@ def guarded(compiler: type) -> type:
     return compiler
 
 
-def then(*steps: Then) -> Then:
-    def all_of_them(outcome: Outcome) -> None:
-        for step in steps:
-            step(outcome)
+def also(first: Then, second: Then) -> Then:
+    def both(outcome: Outcome) -> None:
+        first(outcome)
+        second(outcome)
 
-    return all_of_them
+    return both
 
 
 def expiring(instance: Any, fields: Iterable[Any], sent: Values) -> Then:
