@@ -13,7 +13,7 @@ from rich.console import Console
 
 from bench import report
 from bench.measure import FULL, QUICK, SETTINGS, Bench, BenchError, Result
-from bench.rows import ROWS
+from bench.orms import ROWS
 from pyconcord.embedded import Server, ServerError
 from pyconcord.pack import Files, FilesError, PackError
 

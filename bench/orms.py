@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.measure import LOGIN, WARM, Bench, Database, Result, Run, Side, ratios, times
-from bench.rows import make_slides, row
+from bench.rows import ROWS, make_slides, row
 from pyconcord.receipts import Principal
+
+__all__ = ["ROWS"]  # all rows of the table, these last
 
 WHO = Principal("acme", "user", "ana")
 
@@ -103,7 +105,7 @@ def _sqlalchemy(db: Database) -> Application:
         return create_engine(URL.create("postgresql+psycopg"), creator=lambda: connect(dsn))
 
     class Slide:
-        pass
+        title: str
 
     plain, guarded = engine(), engine()
     concord.install(guarded, identity=lambda: WHO)
@@ -150,7 +152,7 @@ def _django(db: Database) -> Application:
         )
         django.setup()
 
-        class Slide(models.Model):
+        class Slide(models.Model):  # type: ignore[misc]
             id = models.BigIntegerField(primary_key=True)
             deck_id = models.IntegerField()
             title = models.TextField()

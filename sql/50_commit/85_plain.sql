@@ -37,7 +37,10 @@ return (select case regexp_replace(type, '\([0-9]+\)$', '')
   when 'timestamp with time zone' then value::text ~ ('^("' || day.of ||
     '[T ]([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,6})?([+-](0[0-9]|1[0-2])(:[0-5][0-9])?|Z)"|null)$')
   when 'jsonb' then strpos(value::text, '$operation') = 0
-end from (values ('[1-9][0-9]{3}-((0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])|(0[13-9]|1[0-2])-(29|30)|(0[13578]|1[02])-31)')) day(of));
+  else value::text ~ ('^(-?[0-9]{1,' || least(precision.whole, 200) || '}(\.[0-9]{1,' || least(precision.of[2]::integer, 200) || '})?|null)$')
+end from (values ('[1-9][0-9]{3}-((0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])|(0[13-9]|1[0-2])-(29|30)|(0[13578]|1[02])-31)')) day(of),
+         regexp_match(type, '^numeric\(([0-9]+),([1-9][0-9]*)\)$') digits(of),
+         lateral (select digits.of, nullif(greatest(digits.of[1]::integer - digits.of[2]::integer, 0), 0)) precision(of, whole));
 
 create function concord_internal.plain_context(given jsonb)
 returns concord_internal.plain_commit

@@ -168,6 +168,7 @@ TYPES = {
     "integer": ("7", 8),
     "bigint": ("7", -8),
     "numeric": ("7.25", 7.5),
+    "numeric(5,2)": ("-1.25", 999.99),
     "double precision": ("0.5", 1.5),
     "boolean": ("true", False),
     "text": ("'a'", "b"),
@@ -224,6 +225,7 @@ BAD = {
     "integer": 3000000000,
     "bigint": "x",
     "numeric": "1e",
+    "numeric(5,2)": 1000.1,
     "double precision": "1e999",
     "boolean": "perhaps",
     "varchar(3)": "abcd",
@@ -249,7 +251,7 @@ def test_an_echo_of_the_whole_row(story: Story) -> None:
         """
         create function note() returns trigger language plpgsql as
           $$ begin raise exception 'touched %', tg_argv[0]; end $$;
-        create trigger echo before update of c6 on typed for each row execute function note('c6');
+        create trigger echo before update of c7 on typed for each row execute function note('c7');
         revoke update on typed from app;
         grant update (c0, c1) on typed to app;
         select concord.refresh('typed');
@@ -304,3 +306,16 @@ def test_columns_that_the_caller_may_not_see(deck: Story) -> None:
     asked = request(update("slides", 1, title="mine", body="mine"), returning=True)
     receipt = ana.commit(asked)
     assert receipt["operations"][0]["data"] == {"id": 1, "title": "mine"}
+
+
+@pytest.mark.parametrize(
+    "type", ["numeric(2,2)", "numeric(900,700)", "numeric(3,-2)", "numeric(2,5)"]
+)
+def test_an_odd_precision(story: Story, type: str) -> None:
+    story.tables(
+        f"create table odd (id int primary key, n {type});"
+        "insert into odd values (1); select concord.track('odd')"
+    )
+    story.actor("ana").commit(request(update("odd", 1, n=0), update("odd", 1, n=None)))
+    story.actor("ana").commit(request(update("odd", 1, n=0)))
+    assert story.value("select n = 0 from odd")

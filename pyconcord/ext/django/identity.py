@@ -31,7 +31,7 @@ from psycopg.pq import ExecStatus, TransactionStatus
 
 from ..._driver import _first_error, _pipeline
 from ..._json import key_text
-from ...client import _ACT_AS
+from ...client import ACT_AS
 from ...errors import InvalidRequest, from_database
 from ...receipts import Principal
 
@@ -172,7 +172,7 @@ def _status(raw: psycopg.Connection[Any]) -> TransactionStatus:
 
 
 def _say(raw: psycopg.Connection[Any], who: Principal) -> None:
-    psycopg.Cursor(raw).execute(_ACT_AS, (who.tenant, who.kind, who.id, who.on_behalf_of))
+    psycopg.Cursor(raw).execute(ACT_AS, (who.tenant, who.kind, who.id, who.on_behalf_of))
 
 
 def _begin_as(raw: psycopg.Connection[Any], who: Principal) -> None:
@@ -187,7 +187,7 @@ def _begin_as(raw: psycopg.Connection[Any], who: Principal) -> None:
     if raw.deferrable is not None:
         begin.append("deferrable" if raw.deferrable else "not deferrable")
     params = (who.tenant, who.kind, who.id, who.on_behalf_of)
-    act_as = psycopg.ClientCursor(raw).mogrify(_ACT_AS, params)
+    act_as = psycopg.ClientCursor(raw).mogrify(ACT_AS, params)
     result = raw.pgconn.exec_(f"{' '.join(begin)}; {act_as}".encode(raw.info.encoding))
     if result.status == ExecStatus.FATAL_ERROR:
         raise psycopg.errors.error_from_result(result, encoding=raw.info.encoding)
