@@ -24,6 +24,7 @@ configure()
 from django.db import IntegrityError, connection, models, transaction  # noqa: E402
 from django.db.models import F, Value  # noqa: E402
 from django.db.models.functions import Concat, Now, Upper  # noqa: E402
+from django.db.models.signals import post_delete, post_init  # noqa: E402
 from django.test.utils import CaptureQueriesContext  # noqa: E402
 
 from tests.django_site.models import (  # noqa: E402
@@ -392,6 +393,17 @@ def test_a_stale_delete_is_refused_and_a_held_one_keeps_its_object(
     assert country.pk == "at"
     refused(StaleContext, slide.delete, read_at=token)
 
+    def look(**_: Any) -> None:
+        assert not Slide.objects.exclude(pk=pk).exists()
+
+    post_delete.connect(look, sender=Slide)
+    try:
+        with concord.unit(read_at=token, on_stale="notify"):
+            slide.delete()
+        assert slide.pk == pk
+    finally:
+        post_delete.disconnect(look, sender=Slide)
+
 
 def test_deletes_of_querysets(slide: Slide) -> None:
     for name in "abc":
@@ -643,8 +655,6 @@ def test_all_that_was_loaded(raw: Raw, slide: Slide) -> None:
 
 
 def test_what_a_reading_loaded_is_a_premise_later(raw: Raw, slide: Slide) -> None:
-    from django.db.models.signals import post_init
-
     with concord.reading() as read:
         list(Slide.objects.all())
         Slide(title="made, not loaded")
@@ -663,7 +673,9 @@ def test_a_reading_joins_a_transaction_or_ends_its_own(slide: Slide) -> None:
     with transaction.atomic():
         with pytest.raises(ZeroDivisionError), concord.reading():
             raise ZeroDivisionError
-        assert Slide.objects.get() == slide
+        with CaptureQueriesContext(connection) as queries, concord.reading():
+            assert Slide.objects.get() == slide
+        assert len(queries) == 2  # joining takes no savepoint
     with concord.unit() as unit:
         slide.body = "mine"
         slide.save()

@@ -28,6 +28,7 @@ from ..._json import key_text
 from ...client import Reader
 from ...errors import AlreadyExists, ConcordError
 from ...reads import OnStale, Premise
+from ...receipts import Outcome
 from .._models import Execute, Model, Models
 from .._unit import Joined, Mark, Then, Unit, UnitReceipt
 from .compilers import guarded
@@ -128,6 +129,7 @@ class unit(Block):
         self._error: Exception | None = None
         self._saving: list[Any] = []
         self._deleting: dict[tuple[str, str], Any] = {}
+        self._dropped: list[tuple[Any, Any]] = []
         self._kept: list[tuple[Any, Any]] = []
 
     @contextmanager
@@ -195,10 +197,22 @@ class unit(Block):
         """The object that is being deleted with this row, if it was loaded."""
         return self._deleting.get((model.name, key_text(id)))
 
-    def keep(self, instance: Any, pk: Any) -> None:
-        """A held delete: the row is there, so that the object keeps the key that Django drops."""
-        instance.pk = pk
-        self._kept.append((instance, pk))
+    def dropping(self, instance: Any) -> Then:
+        """An object is being deleted. Django takes its key from it; if the row stays, so does that."""
+        entry = instance, instance.pk
+        self._dropped.append(entry)
+
+        def told(outcome: Outcome) -> None:
+            self._dropped.remove(entry)
+            if outcome.outcome == "held":
+                self._keep(entry)
+
+        return told
+
+    def _keep(self, *entries: tuple[Any, Any]) -> None:
+        for instance, pk in entries:
+            instance.pk = pk
+        self._kept += entries
 
     @contextmanager
     def guard(self) -> Iterator[None]:
@@ -212,6 +226,8 @@ class unit(Block):
             raise self._error from error
         except Exception as error:
             self._error = error
+            self._keep(*self._dropped)
+            self._dropped.clear()
             # After an error of its own the server refuses what follows, up to the savepoint.
             if isinstance(error, ConcordError):
                 self.connection.needs_rollback = True

@@ -235,7 +235,7 @@ class Update(Guarded):
         for id in ids:
             operation = {"type": "update", "model": model.name, "id": id, "data": whole}
             fields = [field for field, _ in values]
-            told = expiring(saved, fields, data) if saved is not None else lambda outcome: None
+            told = ignored if saved is None else expiring(saved, fields, data)
             self.block.write(operation, told)
         return len(ids)
 
@@ -269,17 +269,9 @@ class Delete(Guarded):
                 objects = [self.block.deleted(model, id) for id in ids]
             for id, instance in zip(ids, objects, strict=True):
                 operation = {"type": "delete", "model": model.name, "id": id}
-                self.block.write(operation, self._kept(instance))
+                told = ignored if instance is None else self.block.dropping(instance)
+                self.block.write(operation, told)
         return Count(len(ids)) if result_type == CURSOR else len(ids)
-
-    def _kept(self, instance: Any) -> Then:
-        pk = None if instance is None else instance.pk
-
-        def told(outcome: Outcome) -> None:
-            if instance is not None and outcome.outcome == "held":
-                self.block.keep(instance, pk)
-
-        return told
 
 
 class Count(nullcontext[Any]):
@@ -300,6 +292,10 @@ def guarded(compiler: type) -> type:
         if issubclass(compiler, kind) and not issubclass(compiler, Guarded):
             return type(f"Guarded{compiler.__name__}", (mixin, compiler), {})
     return compiler
+
+
+def ignored(outcome: Outcome) -> None:
+    """Nothing in memory stands for the row."""
 
 
 def also(first: Then, second: Then) -> Then:
