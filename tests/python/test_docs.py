@@ -241,7 +241,8 @@ def test_the_functions_that_are_named_exist(db: Database) -> None:
     }
     import pyconcord.ext.django
 
-    imported = {"django.md": set(pyconcord.ext.django.__all__)}
+    of_orms = set(pyconcord.ext.django.__all__)
+    imported = {"django.md": of_orms, "sqlalchemy.md": of_orms | {"install"}}
     for page in PAGES:
         text = page.read_text()
         for name in re.findall(r"\bconcord\.([a-z]\w+)", text):
