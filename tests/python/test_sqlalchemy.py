@@ -537,6 +537,14 @@ def test_premises(deck: Database, session: Session) -> None:
         session.get_one(Slide, 1).title = "mine"
 
 
+def test_premises_of_writes_that_are_not_judged(session: Session) -> None:
+    premise = reads.row("slides", 2)
+    with pytest.raises(InvalidRequest, match="nothing judged"):
+        with concord.unit(session, read_at=token_of(session), reads=[premise]):
+            session.add(Log(line="rests on slide 2"))
+    assert session.scalar(select(func.count()).select_from(Log)) == 0
+
+
 def test_a_premise_on_an_object_is_on_what_was_loaded_of_it(
     deck: Database, session: Session
 ) -> None:
