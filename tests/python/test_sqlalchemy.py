@@ -17,6 +17,7 @@ from sqlalchemy import (
     URL,
     Column,
     Computed,
+    Connection,
     Engine,
     ForeignKey,
     ForeignKeyConstraint,
@@ -365,6 +366,21 @@ def test_merge(session: Session) -> None:
     assert session.scalars(select(Slide.title).order_by(Slide.id)).all() == ["merged", "b", "came"]
 
 
+def test_what_runs_inside_a_flush_sees_what_was_saved_before(session: Session) -> None:
+    seen: list[Any] = []
+
+    def look(_mapper: Any, connection: Connection, slide: Slide) -> None:
+        seen.append(connection.scalar(select(Slide.title).where(Slide.id == slide.id)))
+
+    event.listen(Slide, "after_update", look)
+    try:
+        with concord.unit(session, read_at=token_of(session)):
+            session.get_one(Slide, 1).title = "mine"
+    finally:
+        event.remove(Slide, "after_update", look)
+    assert seen == ["mine"]
+
+
 def test_untracked_rows_are_written_in_the_same_transaction(session: Session) -> None:
     with concord.unit(session, read_at=token_of(session)):
         slide = Slide(title="new")
@@ -504,10 +520,11 @@ def test_changes_from_before_the_block(session: Session) -> None:
 
 def test_what_was_loaded_before_the_block_is_loaded_anew(deck: Database, session: Session) -> None:
     """The identity map would hand out rows that are older than the token says."""
-    session.get_one(Slide, 1)
+    before = session.get_one(Slide, 1)  # held: the identity map alone would let go of it
     others(deck, "update slides set title = 'theirs' where id = 1")
     with concord.reading(session) as read:
         slide = session.get_one(Slide, 1)
+        assert slide is before
         assert slide.title == "theirs"
     others(deck, "update slides set title = 'newer' where id = 1")
     with concord.unit(session, read_at=read.token, on_stale="notify") as unit:
