@@ -198,7 +198,7 @@ class unit(Block):
         return self._deleting.get((model.name, key_text(id)))
 
     def dropping(self, instance: Any) -> Then:
-        """An object is being deleted. Django takes its key from it; if the row stays, so does that."""
+        """Django takes the key from what it deletes. A delete that is held gives it back."""
         entry = instance, instance.pk
         self._dropped.append(entry)
 
