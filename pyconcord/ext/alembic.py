@@ -25,10 +25,10 @@ from collections.abc import Callable
 from typing import Any, Literal, cast
 
 from alembic.operations import MigrateOperation, Operations
-from psycopg import Connection, sql
+from psycopg import Connection
 
 from .. import pack
-from .._json import dumps
+from ._calls import administer
 
 logger = logging.getLogger("pyconcord")
 
@@ -122,9 +122,9 @@ class Track(_ConcordOperation):
             "ignore_fields": ignore_fields,
             "secret_fields": secret_fields,
             "detail": detail,
-            "on_stale": None if on_stale is None else dumps(on_stale),
+            "on_stale": on_stale,
         }
-        operations.invoke(cls(lambda _: _call("track", table, schema, options)))
+        operations.invoke(cls(lambda _: administer("track", table, schema, options)))
 
 
 @Operations.register_operation("concord_untrack")
@@ -134,7 +134,7 @@ class Untrack(_ConcordOperation):
         cls, operations: Operations, table: str, *, schema: str | None = None
     ) -> None:
         """Take a table's triggers, and its part of the log, away."""
-        operations.invoke(cls(lambda _: _call("untrack", table, schema, {})))
+        operations.invoke(cls(lambda _: administer("untrack", table, schema)))
 
 
 @Operations.register_operation("concord_refresh")
@@ -144,18 +144,4 @@ class Refresh(_ConcordOperation):
         cls, operations: Operations, table: str | None = None, *, schema: str | None = None
     ) -> None:
         """Let a tracked table, or all of them, be tracked as they are now."""
-        operations.invoke(cls(lambda _: _call("refresh", table, schema, {})))
-
-
-def _call(function: str, table: str | None, schema: str | None, options: dict[str, Any]) -> str:
-    rel = sql.Identifier(*filter(None, (schema, table))).as_string(None) if table else None
-    arguments: list[sql.Composable] = [] if rel is None else [sql.Literal(rel)]
-    arguments += [
-        sql.SQL("{} => {}").format(sql.Identifier(name), sql.Literal(value))
-        for name, value in options.items()
-        if value is not None
-    ]
-    call = sql.SQL("select concord.{}({})").format(
-        sql.Identifier(function), sql.SQL(", ").join(arguments)
-    )
-    return call.as_string(None)
+        operations.invoke(cls(lambda _: administer("refresh", table, schema)))

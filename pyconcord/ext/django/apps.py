@@ -1,7 +1,9 @@
 from django.apps import AppConfig
+from django.db.models.signals import post_migrate
 
 from .blocks import install as notice_saves
 from .identity import install as say_who_acts
+from .operations import refresh
 
 
 class ConcordConfig(AppConfig):
@@ -13,3 +15,4 @@ class ConcordConfig(AppConfig):
     def ready(self) -> None:
         say_who_acts()
         notice_saves()
+        post_migrate.connect(refresh, sender=self)
