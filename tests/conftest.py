@@ -7,6 +7,7 @@ The pack is installed once, into a template database; pytest-postgresql clones t
 from __future__ import annotations
 
 import secrets
+import shutil
 import signal
 from collections.abc import Iterator
 from typing import Any
@@ -36,18 +37,30 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
-def pytest_report_header() -> str:
-    return f"server: {'DATABASE_URL' if DATABASE_URL else f'embedded PostgreSQL {PG_VERSION}'}"
+def pytest_report_header() -> list[str]:
+    server = "DATABASE_URL" if DATABASE_URL else f"embedded PostgreSQL {PG_VERSION}"
+    left = [f"{mark}: not run: {why}" for mark, why in _not_here().items()]
+    return [f"server: {server}", *left]
+
+
+def _not_here() -> dict[str, str]:
+    """The marks of tests that can't run here, and why."""
+    left = {}
+    if DATABASE_URL is not None:
+        left["crash"] = "a server of the user's own is not ours to crash"
+    if DATABASE_URL is not None:
+        left["pgbouncer"] = "it has to reach the server by its socket"
+    elif shutil.which("pgbouncer") is None:
+        left["pgbouncer"] = "there is no pgbouncer on PATH"
+    return left
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """A server of the user's own is not ours to crash."""
-    if DATABASE_URL is None:
-        return
-    crash = [item for item in items if item.get_closest_marker("crash")]
-    if crash:
-        config.hook.pytest_deselected(items=crash)
-        items[:] = [item for item in items if item not in crash]
+    marks = _not_here()
+    left = [item for item in items if any(item.get_closest_marker(mark) for mark in marks)]
+    if left:
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if item not in left]
 
 
 @pytest.fixture(scope="session")
