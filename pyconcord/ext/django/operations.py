@@ -72,8 +72,7 @@ class Track(ConcordOperation):
     def __init__(
         self,
         model: str,
-        *,
-        name: str | None = None,
+        name: str | None = None,  # not keyword-only: Django's writer of migrations left those out
         tenant_column: str | None = None,
         tenant: str | None = None,
         groups: Sequence[str] | None = None,
