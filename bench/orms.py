@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from bench.measure import LOGIN, WARM, Bench, Database, Result, Run, Side, ratios, times
@@ -129,50 +130,29 @@ def _sqlalchemy(db: Database) -> Application:
 def _django(db: Database) -> Application:
     import django
     from django.conf import settings
-    from django.db import connections, models, transaction
+    from django.db import connections, transaction
     from psycopg.conninfo import conninfo_to_dict
 
-    from pyconcord.ext import django as concord
-
-    parts = conninfo_to_dict(db.bench.server.dsn(db.name, LOGIN))
-    where = {
-        "ENGINE": "django.db.backends.postgresql",
-        "NAME": parts["dbname"],
-        "USER": parts["user"],
-        "HOST": parts["host"],
-        "PORT": parts["port"],
-        "CONN_MAX_AGE": None,
-    }
     if not settings.configured:
         settings.configure(
-            DATABASES={"default": where},
+            DATABASES={"default": {"ENGINE": "django.db.backends.postgresql"}},
             INSTALLED_APPS=["pyconcord.ext.django"],
             CONCORD={"TENANT": WHO.tenant},
             USE_TZ=True,
         )
         django.setup()
 
-        class Slide(models.Model):  # type: ignore[misc]
-            id = models.BigIntegerField(primary_key=True)
-            deck_id = models.IntegerField()
-            title = models.TextField()
-            body = models.TextField(null=True)
-            status = models.TextField(null=True)
-            position = models.IntegerField(null=True)
-            price = models.DecimalField(max_digits=12, decimal_places=2, null=True)
-            done = models.BooleanField(null=True)
-            version = models.IntegerField(default=0)
-            updated_at = models.DateTimeField(null=True)
+    from pyconcord.ext import django as concord
 
-            class Meta:
-                app_label = "concord"
-                db_table = "slides"
-                managed = False
-
-    from django.apps import apps
-
-    slides: Any = apps.get_model("concord", "slide")
-    connections["default"].settings_dict["NAME"] = parts["dbname"]
+    parts = conninfo_to_dict(db.bench.server.dsn(db.name, LOGIN))
+    connections["default"].settings_dict.update(
+        NAME=parts["dbname"],
+        USER=parts["user"],
+        HOST=parts["host"],
+        PORT=parts["port"],
+        CONN_MAX_AGE=None,
+    )
+    slides = _slides()
 
     def change(ids: range, title: str) -> None:
         for slide in slides.objects.filter(id__in=ids):
@@ -188,3 +168,28 @@ def _django(db: Database) -> Application:
                 change(ids, title)
 
     return Application("Django", edit, connections.close_all)
+
+
+@cache
+def _slides() -> Any:
+    """The ten-column table as a Django model."""
+    from django.db import models
+
+    class Slide(models.Model):  # type: ignore[misc]
+        id = models.BigIntegerField(primary_key=True)
+        deck_id = models.IntegerField()
+        title = models.TextField()
+        body = models.TextField(null=True)
+        status = models.TextField(null=True)
+        position = models.IntegerField(null=True)
+        price = models.DecimalField(max_digits=12, decimal_places=2, null=True)
+        done = models.BooleanField(null=True)
+        version = models.IntegerField(default=0)
+        updated_at = models.DateTimeField(null=True)
+
+        class Meta:
+            app_label = "bench"
+            db_table = "slides"
+            managed = False
+
+    return Slide

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from bench import report
 from bench.measure import SETTINGS, Bench, BenchError, Result, Run, Scale, ratios, spread
-from bench.rows import ROWS
+from bench.orms import ROWS
 from pyconcord.embedded import Server
 from tests.support import PG_VERSION
 

@@ -575,6 +575,15 @@ def test_a_premise_on_an_object_is_on_what_was_loaded_of_it(
         with concord.unit(session, read_at=token, reads=[concord.LOADED]):
             assert session.get_one(Slide, 2).notes == "theirs"
             session.get_one(Slide, 1).body = "mine"
+    with pytest.raises(StaleContext):
+        with concord.unit(session, read_at=token) as unit:
+            slide = session.get_one(Slide, 2)
+            assert slide.title == "b"
+            session.expire(slide)
+            unit_loads = concord.unit(session, read_at=token, reads=[concord.LOADED])
+            with unit_loads:
+                session.refresh(slide, ["notes"])  # loaded again, not anew
+                session.get_one(Slide, 1).body = "mine"
 
 
 def test_who_acts_is_said_with_each_transaction(deck: Database) -> None:
