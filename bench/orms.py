@@ -150,7 +150,6 @@ def _django(db: Database) -> Application:
         USER=parts["user"],
         HOST=parts["host"],
         PORT=parts["port"],
-        CONN_MAX_AGE=None,
     )
     slides = _slides()
 
