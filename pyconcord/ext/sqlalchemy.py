@@ -58,11 +58,11 @@ from sqlalchemy.util import await_only
 
 from .. import reads as declared
 from .._json import loads
-from ..client import ACT_AS
 from ..errors import InvalidRequest, from_database
 from ..events import OnEvent
 from ..reads import OnStale, Premise, Read
 from ..receipts import Outcome, Principal, Row
+from ._begin import begin_as, begin_as_async
 from ._models import Execute, Model, Models, typed_rows
 from ._unit import Mark, Unit, UnitReceipt
 from ._values import as_json
@@ -130,13 +130,11 @@ class _Hooks:
         driver: Any = connection.connection.driver_connection
         if driver.autocommit:
             return
-        who = (principal.tenant, principal.kind, principal.id, principal.on_behalf_of)
         try:
             if isinstance(driver, psycopg.AsyncConnection):
-                await_only(_act_as(driver, who))
+                await_only(begin_as_async(driver, principal))
             else:
-                with driver.pipeline():
-                    driver.execute(ACT_AS, who)
+                begin_as(driver, principal)
         except psycopg.Error as error:
             dbapi.rollback()
             raise from_database(error, driver.info.user) or error from error
@@ -157,11 +155,6 @@ class _Hooks:
         opened = self.units.get(connection)
         if opened is not None:
             raise InvalidRequest("a unit commits when its block ends: leave it instead")
-
-
-async def _act_as(driver: psycopg.AsyncConnection[Any], who: tuple[object, ...]) -> None:
-    async with driver.pipeline():
-        await driver.execute(ACT_AS, who)
 
 
 _OF_ENGINE: WeakKeyDictionary[Any, _Hooks] = WeakKeyDictionary()

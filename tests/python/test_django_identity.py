@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import copy
-import select
-import socket
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,6 +17,7 @@ from psycopg.conninfo import make_conninfo
 from pyconcord import Forbidden, InvalidRequest, Principal
 from pyconcord.ext import django as concord
 from tests.django_site import configure, point, site
+from tests.relay import Relay
 from tests.support import Database
 
 configure()
@@ -45,50 +43,6 @@ def raw(db: Database) -> Iterator[Raw]:
 def authors(raw: Raw) -> list[Any]:
     found = raw.execute("select actor, kind from concord.changes(null) where op <> 'checkpoint'")
     return found.fetchall()
-
-
-class Relay:
-    """Stands between Django and the server, and counts round trips.
-
-    An answer is held back until the client has nothing more to say: what it sends without having
-    seen the answer is the same trip.
-    """
-
-    def __init__(self, directory: Path, info: psycopg.ConnectionInfo) -> None:
-        self.trips = 0
-        self._listening = socket.socket(socket.AF_UNIX)
-        self._listening.bind(f"{directory}/.s.PGSQL.5432")
-        self._listening.listen()
-        self._to = info.host, info.port
-        threading.Thread(target=self._run, daemon=True).start()
-
-    def _run(self) -> None:
-        client, _ = self._listening.accept()
-        host, port = self._to
-        if host.startswith("/"):
-            server = socket.socket(socket.AF_UNIX)
-            server.connect(f"{host}/.s.PGSQL.{port}")
-        else:
-            server = socket.create_connection(self._to)
-        answer = b""
-        while True:
-            said, _, _ = select.select([client, server], [], [], 0.2)
-            if client in said:
-                data = client.recv(65536)
-                if not data:
-                    return
-                server.sendall(data)
-            elif server in said:
-                answer += server.recv(65536)
-            elif answer:
-                self.trips += 1
-                client.sendall(answer)
-                answer = b""
-
-    def count(self, work: Callable[[], Any]) -> int:
-        before = self.trips
-        work()
-        return self.trips - before
 
 
 @pytest.fixture

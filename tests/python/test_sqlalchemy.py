@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import Iterator
 from datetime import datetime
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -54,6 +55,7 @@ from pyconcord import (
 )
 from pyconcord.ext import sqlalchemy as concord
 from pyconcord.receipts import Principal
+from tests.relay import Relay
 from tests.support import Database
 
 ANA = Principal("acme", "user", "ana")
@@ -603,6 +605,43 @@ def test_who_acts_is_said_with_each_transaction(deck: Database) -> None:
         with pytest.raises(Unauthenticated), concord.unit(session):
             session.add(Slide(title="x"))
     engine.dispose()
+
+
+def test_who_acts_costs_no_round_trip(deck: Database, tmp_path: Path) -> None:
+    def trips(user: Principal | None) -> int:
+        engine = create_engine(URL.create("postgresql+psycopg"), connect_args=arguments)
+        concord.install(engine, identity=lambda: user)
+        with engine.connect():  # what SQLAlchemy asks a new server
+            pass
+
+        def work() -> None:
+            with Session(engine) as session:
+                said = session.scalar(text("select (concord.principal()).id"))
+                assert said == (user and user.id)
+
+        try:
+            return relay.count(work)
+        finally:
+            engine.dispose()
+
+    async def trips_async(user: Principal | None) -> int:
+        engine = create_async_engine(URL.create("postgresql+psycopg"), connect_args=arguments)
+        concord.install(engine, identity=lambda: user)
+        async with engine.connect():
+            pass
+        before = relay.trips
+        async with AsyncSession(engine) as session:
+            said = await session.scalar(text("select (concord.principal()).id"))
+            assert said == (user and user.id)
+        trips = relay.trips - before
+        await engine.dispose()
+        return trips
+
+    _, arguments = url(deck)
+    relay = Relay(tmp_path, deck.connect("app").info)
+    arguments |= {"host": str(tmp_path), "port": 5432}
+    assert trips(ANA) == trips(None) == 3  # begin, select, rollback
+    assert asyncio.run(trips_async(ANA)) == 3
 
 
 def test_a_login_that_may_not_say_who_acts(deck: Database) -> None:

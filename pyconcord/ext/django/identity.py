@@ -26,14 +26,14 @@ import psycopg
 from django.conf import settings
 from django.db import Error, connections
 from django.db.backends.signals import connection_created
-from psycopg import IsolationLevel
-from psycopg.pq import ExecStatus, TransactionStatus
+from psycopg.pq import TransactionStatus
 
 from ..._driver import _first_error, _pipeline
 from ..._json import key_text
 from ...client import ACT_AS
 from ...errors import InvalidRequest, from_database
 from ...receipts import Principal
+from .._begin import act_as_values, begin_as
 
 Who = Callable[[], Principal | None]
 
@@ -127,7 +127,7 @@ class Voice:
                     return execute(sql, params, many, context)
             with self._wrapped():
                 if _status(raw) == TransactionStatus.IDLE:
-                    _begin_as(raw, who)
+                    begin_as(raw, who)
                 else:
                     _say(raw, who)
             self._said = who
@@ -172,25 +172,7 @@ def _status(raw: psycopg.Connection[Any]) -> TransactionStatus:
 
 
 def _say(raw: psycopg.Connection[Any], who: Principal) -> None:
-    psycopg.Cursor(raw).execute(ACT_AS, (who.tenant, who.kind, who.id, who.on_behalf_of))
-
-
-def _begin_as(raw: psycopg.Connection[Any], who: Principal) -> None:
-    """As psycopg begins a transaction, and whose it is, in one simple query."""
-    begin = ["begin"]
-    if raw.isolation_level is not None:
-        begin.append(
-            "isolation level " + IsolationLevel(raw.isolation_level).name.replace("_", " ")
-        )
-    if raw.read_only is not None:
-        begin.append("read only" if raw.read_only else "read write")
-    if raw.deferrable is not None:
-        begin.append("deferrable" if raw.deferrable else "not deferrable")
-    params = (who.tenant, who.kind, who.id, who.on_behalf_of)
-    act_as = psycopg.ClientCursor(raw).mogrify(ACT_AS, params)
-    result = raw.pgconn.exec_(f"{' '.join(begin)}; {act_as}".encode(raw.info.encoding))
-    if result.status == ExecStatus.FATAL_ERROR:
-        raise psycopg.errors.error_from_result(result, encoding=raw.info.encoding)
+    psycopg.Cursor(raw).execute(ACT_AS, act_as_values(who))
 
 
 def _text(sql: Any, raw: Any) -> str:
