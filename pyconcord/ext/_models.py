@@ -8,7 +8,7 @@ from typing import Any
 
 from psycopg import sql
 
-from .._json import dumps
+from .._json import dumps, loads
 from ..receipts import Values
 
 Execute = Callable[[str, tuple[object, ...]], Sequence[Sequence[Any]]]
@@ -16,12 +16,7 @@ Execute = Callable[[str, tuple[object, ...]], Sequence[Sequence[Any]]]
 make operations of writes. It answers with all rows, and lets psycopg's errors through as they are.
 """
 
-_MODELS = """
-select n.nspname, c.relname, pg_table_is_visible(c.oid), m.name, m.key_columns
-  from concord.models m
-  join pg_class c on c.oid = m.rel
-  join pg_namespace n on n.oid = c.relnamespace
-"""
+_MODELS = "select concord_internal.models_of_tables()::text"  # Django takes jsonb for text
 
 
 @dataclass(frozen=True)
@@ -49,7 +44,8 @@ class Models:
 
     def __init__(self, execute: Execute) -> None:
         self._by_table: dict[tuple[str | None, str], Model] = {}
-        for schema, table, visible, name, key in execute(_MODELS, ()):
+        [[models]] = execute(_MODELS, ())
+        for schema, table, visible, name, key in loads(models or "[]"):
             model = Model(name, schema, table, tuple(key))
             self._by_table[schema, table] = model
             if visible:

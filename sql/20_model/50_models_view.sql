@@ -25,3 +25,21 @@ that was dropped shows by its number to superusers and the owner of the database
 concord.refresh next looks.';
 
 select concord_internal.open_view_to('concord.models', 'public');
+
+-- The same for an ORM, which asks in each of its transactions, in a plan that is made once for a session. Of each table: schema,
+-- name, whether a bare name finds it, the model's name and key. It runs as the caller, under the caller's search_path.
+create function concord_internal.models_of_tables()
+returns jsonb
+language plpgsql
+stable
+as $$
+begin
+  return (select pg_catalog.jsonb_agg(pg_catalog.jsonb_build_array(
+                   n.nspname, c.relname, pg_catalog.pg_table_is_visible(c.oid), m.name, m.key_columns))
+            from concord.models m
+            join pg_catalog.pg_class c on c.oid operator(pg_catalog.=) m.rel
+            join pg_catalog.pg_namespace n on n.oid operator(pg_catalog.=) c.relnamespace);
+end
+$$;
+
+select concord_internal.open_to('concord_internal.models_of_tables()', 'public');

@@ -17,30 +17,53 @@ create type concord_internal.plain_commit as (
 );
 
 -- Does a column of this type take the value, for sure? (A leap day, a number that may be too large: not for sure.) Every one
--- of these types takes null.
+-- of these types takes null. In PL/pgSQL, where each case is an expression that is prepared once: as a query it took 20 µs.
 create function concord_internal.fits_plainly(type text, value jsonb)
 returns boolean
-language sql
+language plpgsql
 immutable
-return (select case regexp_replace(type, '\([0-9]+\)$', '')
-  when 'text' then strpos(value::text, '$operation') = 0
-  when 'character varying' then jsonb_typeof(value) in ('string', 'null')
-    and coalesce(length(value #>> '{}') <= coalesce(substring(type, '\d+')::integer, 10485760), true)
-  when 'smallint' then value::text ~ '^(-?[0-9]{1,4}|null)$'
-  when 'integer' then value::text ~ '^(-?[0-9]{1,9}|null)$'
-  when 'bigint' then value::text ~ '^(-?[0-9]{1,18}|null)$'
-  when 'numeric' then type = 'numeric' and value::text ~ '^(-?[0-9]{1,50}(\.[0-9]{1,50})?|null)$'
-  when 'double precision' then value::text ~ '^(-?[0-9]{1,15}(\.[0-9]{1,15})?|null)$'
-  when 'boolean' then value in ('true', 'false', 'null')
-  when 'uuid' then value::text ~ '^("[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"|null)$'
-  when 'date' then value::text ~ ('^("' || day.of || '"|null)$')
-  when 'timestamp with time zone' then value::text ~ ('^("' || day.of ||
-    '[T ]([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,6})?([+-](0[0-9]|1[0-2])(:[0-5][0-9])?|Z)"|null)$')
-  when 'jsonb' then strpos(value::text, '$operation') = 0
-  else value::text ~ ('^(-?[0-9]{1,' || least(precision.whole, 200) || '}(\.[0-9]{1,' || least(precision.of[2]::integer, 200) || '})?|null)$')
-end from (values ('[1-9][0-9]{3}-((0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])|(0[13-9]|1[0-2])-(29|30)|(0[13578]|1[02])-31)')) day(of),
-         regexp_match(type, '^numeric\(([0-9]+),([1-9][0-9]*)\)$') digits(of),
-         lateral (select digits.of, nullif(greatest(digits.of[1]::integer - digits.of[2]::integer, 0), 0)) precision(of, whole));
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  day constant text := '[1-9][0-9]{3}-((0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])|(0[13-9]|1[0-2])-(29|30)|(0[13578]|1[02])-31)';
+  digits text[];
+  precision integer;
+begin
+  case
+    when type in ('text', 'jsonb') then
+      return strpos(value::text, '$operation') = 0;
+    when type ~ '^character varying(\([0-9]+\))?$' then
+      return jsonb_typeof(value) in ('string', 'null')
+        and coalesce(length(value #>> '{}') <= coalesce(substring(type, '\d+')::integer, 10485760), true);
+    when type = 'smallint' then
+      return value::text ~ '^(-?[0-9]{1,4}|null)$';
+    when type = 'integer' then
+      return value::text ~ '^(-?[0-9]{1,9}|null)$';
+    when type = 'bigint' then
+      return value::text ~ '^(-?[0-9]{1,18}|null)$';
+    when type = 'numeric' then
+      return value::text ~ '^(-?[0-9]{1,50}(\.[0-9]{1,50})?|null)$';
+    when type = 'double precision' then
+      return value::text ~ '^(-?[0-9]{1,15}(\.[0-9]{1,15})?|null)$';
+    when type = 'boolean' then
+      return value in ('true', 'false', 'null');
+    when type = 'uuid' then
+      return value::text ~ '^("[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"|null)$';
+    when type = 'date' then
+      return value::text ~ ('^("' || day || '"|null)$');
+    when type = 'timestamp with time zone' then
+      return value::text ~ ('^("' || day ||
+        '[T ]([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,6})?([+-](0[0-9]|1[0-2])(:[0-5][0-9])?|Z)"|null)$');
+    when starts_with(type, 'numeric(') then
+      digits := regexp_match(type, '^numeric\(([0-9]+),([1-9][0-9]*)\)$');
+      precision := digits[1]::integer - digits[2]::integer;
+      return precision > 0
+        and value::text ~ format('^(-?[0-9]{1,%s}(\.[0-9]{1,%s})?|null)$', least(precision, 200), least(digits[2]::integer, 200));
+    else
+      return null;
+  end case;
+end
+$$;
 
 create function concord_internal.plain_context(given jsonb)
 returns concord_internal.plain_commit
