@@ -83,7 +83,9 @@ $$;
 -- The statement, or null when rows can't be told from the live columns (a key, tenant or group column is gone): then only
 -- a whole-model delta is sound. by_kind, by_actor, for_whom and by_epoch are the trigger's variables; where the statement is
 -- executed from text they are $1 to $4 (put in while it is built: the finished text holds names of users). alone: the shorter text for one updated row; null where the model has none.
-create function concord_internal.delta_statement(m concord_internal.models, rel oid, op text, variables boolean, alone boolean default false)
+-- beside: only the rows in which something beside these fields changed (see 55_bulk).
+create function concord_internal.delta_statement(m concord_internal.models, rel oid, op text, variables boolean, alone boolean default false,
+                                                 beside name[] default null)
 returns text
 language plpgsql
 stable
@@ -208,7 +210,8 @@ begin
            ', d.fields, ' || by_actor || ', ' || for_whom || ', null, d.before' end ||
     ' from ' || source;
   if op = 'update' then
-    insertion := insertion || ' where d.fields <> ''{}'' or d.fields is null';
+    insertion := insertion || ' where ' || case when beside is null then 'd.fields <> ''{}'''
+      else format('not d.fields::name[] <@ %L::name[]', beside) end || ' or d.fields is null';
   end if;
   return insertion;
 end
@@ -218,4 +221,4 @@ select concord_internal.open_to('concord_internal.difference(oid,text,jsonb)');
 select concord_internal.open_to('concord_internal.json_expression(text,jsonb)', 'public');
 select concord_internal.open_to('concord_internal.group_expression(text,jsonb,text)', 'public');
 select concord_internal.open_to('concord_internal.fields_expression(oid,text[],jsonb)');
-select concord_internal.open_to('concord_internal.delta_statement(concord_internal.models,oid,text,boolean,boolean)');
+select concord_internal.open_to('concord_internal.delta_statement(concord_internal.models,oid,text,boolean,boolean,name[])');

@@ -48,6 +48,7 @@ declare
   m concord_internal.models;
   statement text;
   locked text;
+  beside name[];               -- of these fields one delta tells for all rows
 begin
   select count(*), coalesce(case when tg_relid = %3$s then concord_internal.shape_when_planned(%3$s) = %4$L end,
                             concord_internal.same_columns(tg_relid, %4$L))
@@ -59,10 +60,10 @@ begin
     select a.kind, a.actor, a.on_behalf_of into by_kind, by_actor, for_whom from concord_internal.author() a;
   end if;
   by_epoch := concord_internal.epoch();  -- after the row that fired this got its xid (see 40_token/10_epoch)
-  if not fits then
+%10$s  if not fits or beside is not null then
     select * into m from concord_internal.models where id = %1$s;
     if concord_internal.snapshot_shows_columns(tg_relid) then
-      statement := concord_internal.delta_statement(m, tg_relid, %2$L, false);
+      statement := concord_internal.delta_statement(m, tg_relid, %2$L, false, beside => beside);
     end if;
     if statement is null then
       perform concord_internal.write_whole_delta(%1$s);
@@ -70,6 +71,9 @@ begin
       execute 'with d as (' || statement || ' returning tenant, key, grp)
         select concord_internal.lock_touched(%1$s, array_agg(d.tenant), array_agg(d.key), array_agg(d.grp))
           from d where current_setting(''concord.committing'', true) = ''1''' using by_kind, by_actor, for_whom, by_epoch;
+      if beside is not null then
+        perform concord_internal.write_whole_delta(%1$s, 'u', beside);
+      end if;
     end if;
   elsif current_setting('concord.committing', true) = '1' and concord_internal.may_lock(2) then  -- what changes indirectly
 %6$s    with d as (%8$s returning tenant, key, grp)
@@ -82,7 +86,11 @@ end$body$, m.id, op, m.rel::oid, shape, case op when 'insert' then 'new_rows' el
       case when alone is not null or cardinality(m.groups) <= 1 then concord_internal.when_alone(coalesce(alone, statement)
         || format(' returning pg_advisory_xact_lock(concord_internal.row_lock(%s, key)),'
                   ' pg_advisory_xact_lock_shared(concord_internal.group_lock(tenant, grp)) into statement, locked', m.id)) else '' end,
-      case when alone is not null then concord_internal.when_alone(alone) else '' end, statement, concord_internal.trigger_function(m.id, 'awake')));
+      case when alone is not null then concord_internal.when_alone(alone) else '' end, statement, concord_internal.trigger_function(m.id, 'awake'),
+      case op when 'update' then format($bulk$  if many > 1 and current_setting('concord.bulk', true) <> '' then
+    beside := concord_internal.bulk_fields(%s, by_epoch);
+  end if;
+$bulk$, m.id) else '' end));
   end loop;
   perform concord_internal.make_trigger_function(m.id, 'truncate', '', format($body$
 begin

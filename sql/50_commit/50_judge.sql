@@ -154,6 +154,7 @@ declare
   by_depth jsonb := '{}';
   policed text[];            -- columns that policies look at
   came boolean := false;     -- into sight, perhaps
+  untold jsonb := '{}';      -- of each field the first change of the whole model, which holds no values
 begin
   perform concord_internal.demand_sight(array[model]);
   select * into m from concord_internal.models o where o.id = model;
@@ -207,13 +208,28 @@ begin
      order by x.xid desc
   loop
     continue when d.xid = me or concord_internal.has_seen(t, d.epoch, d.xid, d.seq);
-    whole := true;
-    came := policed is not null;
+    names := d.fields::text[];
+    if names is not null and not m.columns ?& names then
+      d.fields := null;
+    end if;
+    came := came or (policed is not null and (d.fields is null or names && policed));
+    for field in select f from unnest(wanted) f where d.fields is null or f = any (names) loop
+      untold := untold || jsonb_build_object(field, least((untold->>field)::bigint, d.seq));
+    end loop;
+    if d.fields is null then
+      whole := true;
+      hits := null;
+    else
+      hits := array(select n from unnest(names) n where fields is null or n = any (fields));
+      continue when hits = '{}';
+      conflicting := conflicting || array(select h from unnest(hits) h where h <> all (conflicting));
+    end if;
     if newest.seq is null or d.seq > newest.seq then
       newest := d;
     end if;
-    changes := changes || concord_internal.change_entry(d, null);
-    exit when jsonb_array_length(changes) > 40;
+    if jsonb_array_length(changes) <= 40 then
+      changes := changes || concord_internal.change_entry(d, concord_internal.readable_names(m.rel, hits));
+    end if;
   end loop;
   if newest.seq is null then
     return null;
@@ -258,7 +274,7 @@ begin
         done := done || field;
         by_depth := by_depth || jsonb_build_object(field, d.depth);
         lost := array_remove(lost, field);
-        if old ? field then
+        if old ? field and not coalesce(d.seq > (untold->>field)::bigint, false) then
           base := base || jsonb_build_object(field, old->field);
         else
           lost := lost || field;
@@ -267,9 +283,7 @@ begin
       end if;
     end loop;
   end loop;
-  if whole and not done @> wanted then  -- a whole-model change holds no values
-    lost := lost || array(select f from unnest(wanted) f where f <> all (done));
-  end if;
+  lost := lost || array(select f from jsonb_object_keys(untold) f where f <> all (done));
 
   return jsonb_build_object(
     'fields', case when whole then '[]'::jsonb

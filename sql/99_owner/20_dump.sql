@@ -16,3 +16,4 @@ select concord_internal.dump_with_data('concord_internal.log_cut');
 --   epoch_mark, _place, _host,    where they are missing a new epoch begins, and that is what a restored database needs
 --   epoch_start
 --   upkeep                        plans in ids of the server it was dumped from; where it is missing maintain() begins anew
+--   bulk_updates                  is about transactions that are running

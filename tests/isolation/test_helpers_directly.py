@@ -38,11 +38,12 @@ add_triggers answer caller callers_path canonical_id canonical_key columns_of co
 contradiction deleted_unjudged deletes_unlocked demand_owner demand_sight equality_of
 extend_token fail first_bad_value first_missing group_expression judge_request judge_sight
 judge_token judge_tokens key_columns_of labels_of live_model live_models lock_keys lock_request
-lock_rows lock_table lock_targets match_expression match_statement may_find may_lock models_of_tables
-moved_places observed_now parse_request raise_refusal read_row readable_fields readable_model refresh_model
-refusal relations_of resolve_request rewrites_rows row_matches row_values run_commit run_plain
-run_whole run_write shape signature signature_when_planned track_model try_values typed_values
-unequal_fields unknown_column values_statement write_request write_rows
+lock_rows lock_table lock_targets match_expression match_statement may_find may_lock
+models_of_tables moved_places observed_now parse_request raise_refusal read_row readable_fields
+readable_model refresh_model refusal relations_of resolve_request rewrites_rows row_matches
+row_values run_commit run_plain run_whole run_write shape signature signature_when_planned
+track_model try_values typed_values unequal_fields unknown_column values_statement write_request
+write_rows
 """
 
 # Run with Concord's rights, and read.
