@@ -37,6 +37,10 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--screenshots", metavar="DIR", help="where to put pictures of the pages")
+
+
 def pytest_report_header() -> list[str]:
     server = "DATABASE_URL" if DATABASE_URL else f"embedded PostgreSQL {PG_VERSION}"
     left = [f"{mark}: not run: {why}" for mark, why in _not_here().items()]
@@ -52,6 +56,8 @@ def _not_here() -> dict[str, str]:
         left["pgbouncer"] = "it has to reach the server by its socket"
     elif shutil.which("pgbouncer") is None:
         left["pgbouncer"] = "there is no pgbouncer on PATH"
+    if shutil.which("chromium") is None or shutil.which("chromedriver") is None:
+        left["browser"] = "there is no chromium with its chromedriver on PATH"
     return left
 
 

@@ -18,6 +18,7 @@ from django import forms  # noqa: E402
 from pyconcord.ext import django as concord  # noqa: E402
 from pyconcord.ext.django.forms import ConcordFormMixin  # noqa: E402
 from tests.django_site.models import Deck, Slide  # noqa: E402
+from tests.pages import sent_back  # noqa: E402
 
 Raw = psycopg.Connection[Any]
 
@@ -103,7 +104,7 @@ def test_it_was_deleted(raw: Raw) -> None:
     slide = Slide.objects.get()
     raw.execute("delete from django_site_slide")
     form = SlideForm({**page, "title": "mine"}, instance=slide)
-    assert form.is_valid()
+    assert form.is_valid(), form.errors
     assert not form.commit()
     assert "deleted" in form.non_field_errors()[0]
     assert not Slide.objects.exists()
@@ -138,3 +139,44 @@ def test_a_new_object(raw: Raw) -> None:
     assert form.is_valid(), form.errors
     assert form.commit()
     assert Slide.objects.count() == 2
+
+
+class WideForm(ConcordFormMixin, forms.ModelForm):  # type: ignore[misc]
+    due = forms.SplitDateTimeField(required=False)
+    length = forms.DurationField(required=False)
+    meta = forms.JSONField(required=False)
+
+    class Meta:
+        model = Slide
+        fields = ("deck", "title", "body", "price", "meta", "due", "length", "position")
+
+
+def test_what_was_left_alone_is_shown_as_it_is_now(raw: Raw) -> None:
+    """Sent again, the fields that the author never touched are not taken back to what they were."""
+
+    def row() -> dict[str, Any]:
+        [[found]] = raw.execute("select to_jsonb(s) from django_site_slide s").fetchall()
+        assert isinstance(found, dict)
+        return found
+
+    other = Deck.objects.create(name="other")
+    page = sent_back(WideForm(instance=Slide.objects.get()).as_p())
+    raw.execute(
+        "update django_site_slide set deck_id = %s, title = 'theirs', body = 'b', price = 7.5,"
+        " meta = '{\"a\": [1]}', due = '2026-01-02 03:04:05Z', length = '1 day 02:03:04.5',"
+        " position = 9",
+        (other.pk,),
+    )
+    form = WideForm({**page, "title": "mine"}, instance=Slide.objects.get())
+    assert form.is_valid(), form.errors
+    assert not form.commit()
+    assert list(form.errors) == ["title"]
+    [conflict] = form.conflicts
+    assert (conflict.label, conflict.theirs, conflict.yours) == ("Title", "theirs", "mine")
+    before = row()
+    form = WideForm(sent_back(form.as_p()), instance=Slide.objects.get())
+    assert form.is_valid(), form.errors
+    assert form.commit()
+    assert form.receipt.applied == 1
+    changed = {name for name, value in row().items() if value != before[name]}
+    assert changed == {"title", "updated"}

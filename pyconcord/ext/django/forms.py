@@ -13,15 +13,31 @@ def edit(request, pk):
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from django import forms
+from django.contrib.auth import get_user_model
 from django.utils.translation import gettext as _
 
-from ...receipts import Notification
+from ...receipts import Author, Notification
 from .blocks import reading, unit
+from .identity import option
 
 READ_AT = "read_at"
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """A field that was changed since the form was shown, by somebody else and by its author."""
+
+    label: str
+    base: Any
+    """As the form showed it; None where the log does not hold it."""
+    theirs: Any
+    yours: Any
+    who: str
 
 
 class ConcordFormMixin:
@@ -34,6 +50,8 @@ class ConcordFormMixin:
 
     receipt: Any = None
     """Of the last `commit`."""
+    conflicts: Sequence[Conflict] = ()
+    """Of the last `commit`, one for each field, for a page on which somebody decides."""
 
     def __init__(self, *args: Any, read_at: str | None = None, **kwargs: Any) -> None:
         instance: Any = kwargs.get("instance")
@@ -60,7 +78,7 @@ class ConcordFormMixin:
         using = form.instance._state.db or "default"
         with unit(read_at=token, on_stale="notify", using=using, **options) as block:
             form.save()
-        self.receipt = block.receipt
+        self.receipt, self.conflicts = block.receipt, ()
         for held in self.receipt.held:
             if held.notification is not None:
                 self._tell(held.notification)
@@ -68,19 +86,49 @@ class ConcordFormMixin:
 
     def _tell(self, told: Notification) -> None:
         form: Any = self
-        who = f"{told.written_by.kind} {told.written_by.id}" if told.written_by else _("somebody")
+        who = name_of(told.written_by)
         if told.deleted:
             form.add_error(None, _("%(who)s deleted this meanwhile.") % {"who": who})
             return
-        current, proposed = told.current or {}, told.proposed
-        names: Sequence[str] = told.conflicting_fields or tuple(proposed)
-        for name in names:
-            values = {"who": who, "theirs": current.get(name), "yours": proposed.get(name)}
+        base, current = told.base or {}, told.current or {}
+        for name in told.conflicting_fields or tuple(told.proposed):
             field = self._field_of(name)
+            label = str(form[field].label) if field else name
+            yours = told.proposed.get(name)
+            conflict = Conflict(label, base.get(name), current.get(name), yours, who)
+            self.conflicts = [*self.conflicts, conflict]
             text = _("%(who)s changed this to “%(theirs)s” meanwhile; yours is “%(yours)s”.")
-            form.add_error(field, text % values if field else f"{name}: {text % values}")
+            text %= {"who": who, "theirs": conflict.theirs, "yours": yours}
+            form.add_error(field, text if field else f"{name}: {text}")
         form.data = form.data.copy()
         form.data[form.add_prefix(READ_AT)] = told.observed_at
+        # What the author did not change is shown as it is now. Under the new token the old value
+        # would count as changed, and take back what somebody else wrote there.
+        rows = type(form.instance)._base_manager.using(form.instance._state.db)
+        now = rows.filter(pk=form.instance.pk).first()
+        for field in form.instance._meta.concrete_fields:
+            if now and field.name in self.fields and field.column not in told.proposed:
+                self._show(field.name, field.value_from_object(now))
+
+    def _show(self, name: str, value: Any) -> None:
+        """Put a value into the submitted data, as its widget would have sent it."""
+        form: Any = self
+        html_name, widget = form.add_prefix(name), self.fields[name].widget
+        value = self.fields[name].prepare_value(value)
+        if isinstance(widget, forms.MultiWidget):
+            for suffix, each, part in zip(
+                widget.widgets_names, widget.widgets, widget.decompress(value), strict=True
+            ):
+                form.data[html_name + suffix] = each.format_value(part) or ""
+        elif isinstance(widget, forms.CheckboxInput):
+            form.data.pop(html_name, None)
+            if value:
+                form.data[html_name] = "on"
+        elif isinstance(widget, forms.widgets.ChoiceWidget):
+            form.data[html_name] = "" if value is None else value
+        elif not isinstance(widget, forms.FileInput):
+            shown = widget.format_value(value)
+            form.data[html_name] = "" if shown is None else shown
 
     def _field_of(self, column: str) -> str | None:
         form: Any = self
@@ -88,3 +136,16 @@ class ConcordFormMixin:
             if field.column == column:
                 return field.name if field.name in self.fields else None
         return None
+
+
+def name_of(author: Author | None) -> str:
+    """A user's own name, where principals are made of users as the middleware makes them."""
+    if author is None:
+        return str(_("somebody"))
+    if author.kind == "user" and option("PRINCIPAL") is None:
+        users = get_user_model()._default_manager
+        with suppress(ValueError):  # an id that is no key of theirs
+            user = users.filter(pk=author.id).first()
+            if user is not None:
+                return str(user)
+    return f"{author.kind} {author.id}"
