@@ -28,14 +28,31 @@ def configure() -> None:
             "django.contrib.contenttypes",
             "django.contrib.auth",
             "django.contrib.sessions",
+            "django.contrib.messages",
+            "django.contrib.admin",
             "pyconcord.ext.django",
             "tests.django_site",
         ],
         MIDDLEWARE=[
             "django.contrib.sessions.middleware.SessionMiddleware",
             "django.contrib.auth.middleware.AuthenticationMiddleware",
+            "django.contrib.messages.middleware.MessageMiddleware",
             "pyconcord.ext.django.middleware.ConcordMiddleware",
         ],
+        TEMPLATES=[
+            {
+                "BACKEND": "django.template.backends.django.DjangoTemplates",
+                "APP_DIRS": True,
+                "OPTIONS": {
+                    "context_processors": [
+                        "django.template.context_processors.request",
+                        "django.contrib.auth.context_processors.auth",
+                        "django.contrib.messages.context_processors.messages",
+                    ]
+                },
+            }
+        ],
+        STATIC_URL="/static/",
         CONCORD={"TENANT": "acme"},
         ROOT_URLCONF="tests.django_site.urls",
         SECRET_KEY="of the tests",
@@ -73,9 +90,9 @@ def site(db: Database, *, track: bool = True) -> Iterator[psycopg.Connection[Any
     point("owner", db.dsn("owner"))
     names = []
     with connections["owner"].schema_editor() as editor:
-        for label in ("contenttypes", "auth", "sessions", "django_site"):
+        for label in ("contenttypes", "auth", "sessions", "admin", "django_site"):
             for model in apps.get_app_config(label).get_models(
-                include_auto_created=label != "auth"
+                include_auto_created=label not in ("auth", "admin")
             ):
                 editor.create_model(model) if not model._meta.auto_created else None
                 names.append(model._meta.db_table)

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from django.contrib import admin
 from django.db import connection
 from django.http import HttpResponse
 from django.urls import path
 
 from pyconcord.ext import django as concord
-from tests.django_site.models import Slide
+from pyconcord.ext.django.admin import ConcordAdminMixin
+from tests.django_site.models import Comment, Deck, Slide
 
 
 def whoami() -> str:
@@ -39,7 +41,24 @@ async def edit(request: Any, pk: int) -> Any:
     return HttpResponse(f"{unit.receipt.applied} {held}")
 
 
+class Comments(admin.TabularInline):
+    model = Comment
+    extra = 1
+
+
+@admin.register(Slide)
+class SlideAdmin(ConcordAdminMixin, admin.ModelAdmin):
+    fields = ("deck", "title", "body", "price")
+    inlines = (Comments,)
+
+
+@admin.register(Deck)
+class DeckAdmin(ConcordAdminMixin, admin.ModelAdmin):
+    """Says nothing of its fields."""
+
+
 urlpatterns: list[Any] = [
+    path("admin/", admin.site.urls),
     path("who", who),
     path("none", none),
     path("edit/<int:pk>", edit),

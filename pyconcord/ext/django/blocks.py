@@ -105,6 +105,7 @@ class unit(Block):
     """Saves and deletes of tracked models in this block are committed under `read_at`.
 
     The block is an `atomic()`: a transaction, or a savepoint in one, and then not `durable`.
+    `rows_read_at` has later tokens of single rows, which were read again, by model and id.
     """
 
     def __init__(
@@ -115,8 +116,10 @@ class unit(Block):
         label: str | None = None,
         only_changed: bool = True,
         using: str = "default",
+        rows_read_at: Mapping[tuple[str, str], str] | None = None,
     ) -> None:
         super().__init__(using)
+        self._rows_read_at = rows_read_at or {}
         self._all_loaded = isinstance(reads, Loaded)
         self._options: dict[str, Any] = {
             "read_at": read_at,
@@ -171,6 +174,9 @@ class unit(Block):
     def write(self, operation: Mapping[str, Any], then: Then) -> None:
         if self._record is not None:
             self._unit.declare(*self._record.premises(self._unit.models))
+        if self._rows_read_at and "id" in operation:
+            later = self._rows_read_at.get((operation["model"], key_text(operation["id"])))
+            operation = {**operation, "readAt": later} if later else operation
         self._unit.add(operation, then)
 
     def flush(self) -> None:

@@ -40,51 +40,18 @@ class Conflict:
     who: str
 
 
-class ConcordFormMixin:
-    """A hidden token says when the form was filled from its object; `commit` is judged by it.
+class Tells:
+    """A model form that can say what moved under it."""
 
-    The token has to be older than what the form shows. So a form that is shown reads its object
-    again, after the token; one whose object was read by the view itself, inside `reading()`, is
-    given that token as `read_at`.
-    """
-
-    receipt: Any = None
-    """Of the last `commit`."""
+    fields: dict[str, Any]
     conflicts: Sequence[Conflict] = ()
-    """Of the last `commit`, one for each field, for a page on which somebody decides."""
+    """Of the last commit, one for each field, for a page on which somebody decides."""
 
-    def __init__(self, *args: Any, read_at: str | None = None, **kwargs: Any) -> None:
-        instance: Any = kwargs.get("instance")
-        shown = not (args and args[0] is not None) and kwargs.get("data") is None
-        stored = instance is not None and not instance._state.adding
-        if shown and stored and read_at is None:
-            with reading(using=instance._state.db or "default") as read:
-                instance.refresh_from_db()
-            read_at = read.token
-        super().__init__(*args, **kwargs)
-        self.fields: dict[str, Any]
-        self.fields[READ_AT] = forms.CharField(
-            required=stored, initial=read_at, widget=forms.HiddenInput
-        )
-
-    def commit(self, **options: Any) -> bool:
-        """Save in a unit. Where somebody else changed the same fields nothing of them is written.
-
-        Then the form has errors that say theirs and yours, and a token that has seen theirs: who
-        submits it again, with either, means it. `options` are those of `unit`.
+    def tell(self, told: Notification) -> None:
+        """Add errors that say theirs and yours. What its author left alone is shown as it is now:
+        under a token that has seen theirs, the old value would count as changed, and take back
+        what somebody else wrote there.
         """
-        form: Any = self
-        token = form.cleaned_data.get(READ_AT) or None
-        using = form.instance._state.db or "default"
-        with unit(read_at=token, on_stale="notify", using=using, **options) as block:
-            form.save()
-        self.receipt, self.conflicts = block.receipt, ()
-        for held in self.receipt.held:
-            if held.notification is not None:
-                self._tell(held.notification)
-        return bool(self.receipt.landed)
-
-    def _tell(self, told: Notification) -> None:
         form: Any = self
         who = name_of(told.written_by)
         if told.deleted:
@@ -101,9 +68,6 @@ class ConcordFormMixin:
             text %= {"who": who, "theirs": conflict.theirs, "yours": yours}
             form.add_error(field, text if field else f"{name}: {text}")
         form.data = form.data.copy()
-        form.data[form.add_prefix(READ_AT)] = told.observed_at
-        # What the author did not change is shown as it is now. Under the new token the old value
-        # would count as changed, and take back what somebody else wrote there.
         rows = type(form.instance)._base_manager.using(form.instance._state.db)
         now = rows.filter(pk=form.instance.pk).first()
         for field in form.instance._meta.concrete_fields:
@@ -136,6 +100,51 @@ class ConcordFormMixin:
             if field.column == column:
                 return field.name if field.name in self.fields else None
         return None
+
+
+class ConcordFormMixin(Tells):
+    """A hidden token says when the form was filled from its object; `commit` is judged by it.
+
+    The token has to be older than what the form shows. So a form that is shown reads its object
+    again, after the token; one whose object was read by the view itself, inside `reading()`, is
+    given that token as `read_at`.
+    """
+
+    receipt: Any = None
+    """Of the last `commit`."""
+
+    def __init__(self, *args: Any, read_at: str | None = None, **kwargs: Any) -> None:
+        instance: Any = kwargs.get("instance")
+        shown = not (args and args[0] is not None) and kwargs.get("data") is None
+        stored = instance is not None and not instance._state.adding
+        if shown and stored and read_at is None:
+            with reading(using=instance._state.db or "default") as read:
+                instance.refresh_from_db()
+            read_at = read.token
+        super().__init__(*args, **kwargs)
+        self.fields[READ_AT] = forms.CharField(
+            required=stored, initial=read_at, widget=forms.HiddenInput
+        )
+
+    def commit(self, **options: Any) -> bool:
+        """Save in a unit. Where somebody else changed the same fields nothing of them is written.
+
+        Then the form has errors that say theirs and yours, and a token that has seen theirs: who
+        submits it again, with either, means it. `options` are those of `unit`.
+        """
+        form: Any = self
+        token = form.cleaned_data.get(READ_AT) or None
+        using = form.instance._state.db or "default"
+        with unit(read_at=token, on_stale="notify", using=using, **options) as block:
+            form.save()
+        self.receipt, self.conflicts = block.receipt, ()
+        told = [each.notification for each in self.receipt.held if each.notification is not None]
+        for each in told:
+            self.tell(each)
+        if told:
+            form.data = form.data.copy()
+            form.data[form.add_prefix(READ_AT)] = told[0].observed_at
+        return bool(self.receipt.landed)
 
 
 def name_of(author: Author | None) -> str:
