@@ -326,7 +326,11 @@ def test_the_settings_say_who(ann: Any) -> None:
         assert client.get("/who", HTTP_AGENT="r2").content == b"lab:agent:r2"
         assert client.get("/who").content == b""
     client.force_login(ann)
-    with override_settings(CONCORD={"TENANT": house}):
+    with override_settings(CONCORD={"TENANT": "acme.example"}):
+        assert client.get("/who").content.decode() == f"acme.example:user:{ann.pk}"
+        with concord.acting(agent="r2"):
+            assert whoami() == "acme.example:agent:r2"
+    with override_settings(CONCORD={"TENANT_OF": house}):
         content = client.get("/who", HTTP_HOUSE="7").content.decode()
         assert content == f"house-7:user:{ann.pk}"
     with override_settings(CONCORD={}), pytest.raises(ImproperlyConfigured, match="TENANT"):

@@ -106,6 +106,21 @@ def test_tracked_and_untracked_and_back(raw: Raw) -> None:
     assert raw.execute(left).fetchone() == (None, None)
 
 
+def test_what_every_save_changes_is_ignored(raw: Raw) -> None:
+    fields = [
+        ("id", models.IntegerField(primary_key=True)),
+        ("made", models.DateTimeField(auto_now_add=True)),
+        ("saved", models.DateTimeField(auto_now=True, db_column="at")),
+        ("seen", models.DateTimeField(null=True)),
+    ]
+    history = History()
+    history.forwards(Install(), CreateModel("Thing", fields), Track("Thing"))
+    ignored = "select ignore_fields from concord.models"
+    assert raw.execute(ignored).fetchall() == [(["at"],)]
+    history.forwards(Track("Thing", ignore_fields=["seen"]))
+    assert raw.execute(ignored).fetchall() == [(["seen"],)]
+
+
 def test_a_later_change_is_refreshed_when_the_migrations_are_over(raw: Raw) -> None:
     history = History()
     history.forwards(Install(), CREATE, TRACK)

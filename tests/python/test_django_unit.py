@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import re
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -14,9 +15,9 @@ import django
 import psycopg
 import pytest
 
-from pyconcord import AlreadyExists, InvalidRequest, NotFound, StaleContext
+from pyconcord import AlreadyExists, InvalidRequest, NotFound, StaleContext, reads
 from pyconcord.ext import django as concord
-from tests.django_site import configure, site
+from tests.django_site import configure, point, site
 from tests.support import Database
 
 configure()
@@ -744,3 +745,70 @@ if django.VERSION >= (5, 0):
             invoice.save()
         assert len(unit.receipt.held) == 1
         assert Invoice.objects.count() == 2
+
+
+# Where it does not reach, and where it does all the same
+
+
+def test_a_refused_create_gives_a_deleted_object_its_key_back(slide: Slide) -> None:
+    pk = slide.pk
+
+    def change() -> None:
+        slide.delete()
+        Deck(pk=slide.deck_id, name="twin").save(force_insert=True)
+
+    refused(AlreadyExists, change)
+    assert slide.pk == pk
+    slide.refresh_from_db()
+
+
+def test_premises_that_nobody_judged(raw: Raw, slide: Slide, token: str) -> None:
+    """An untracked row alone is judged by nobody: it is not said that it was."""
+
+    def change() -> None:
+        Note.objects.create(slide=slide, text="rests on it")
+
+    premise = reads.row("django_site_slide", slide.pk)
+    refused(InvalidRequest, change, "nothing judged these premises", read_at=token, reads=[premise])
+    assert not Note.objects.exists()
+
+
+def test_an_object_that_was_made_and_not_loaded(raw: Raw, slide: Slide, token: str) -> None:
+    theirs(raw)
+    made = {"pk": slide.pk, "deck_id": slide.deck_id, "price": slide.price}
+    with concord.unit(read_at=token) as unit:
+        Slide(**made, title="old", body="mine").save()
+    assert unit.receipt.applied == 1
+    assert (fresh(slide).title, fresh(slide).body) == ("theirs", "mine")
+    refused(StaleContext, lambda: Slide(**made, title="mine", body="mine").save(), read_at=token)
+
+
+def test_another_database(db: Database, raw: Raw, slide: Slide, token: str) -> None:
+    """A unit is of one connection; what is written on another one goes by it."""
+    theirs(raw)
+    point("owner", db.dsn("app"))
+    with concord.unit(using="owner", read_at=token, on_stale="notify") as unit:
+        there = Slide.objects.using("owner").get()
+        there.title = "mine"
+        there.save()
+        Deck.objects.create(name="on the other one")
+    [held] = unit.receipt.held
+    assert held.notification is not None
+    assert held.notification.conflicting_fields == ("title",)
+    assert Deck.objects.count() == 2
+
+
+def test_another_thread_is_no_part_of_it(raw: Raw, slide: Slide, token: str) -> None:
+    def elsewhere() -> None:
+        try:
+            Deck.objects.create(name="of a thread of its own")
+        finally:
+            connection.close()
+
+    with suppress(ZeroDivisionError), concord.unit(read_at=token):
+        Deck.objects.create(name="mine")
+        thread = threading.Thread(target=elsewhere)
+        thread.start()
+        thread.join()
+        raise ZeroDivisionError
+    assert [deck.name for deck in Deck.objects.order_by("pk")] == ["one", "of a thread of its own"]

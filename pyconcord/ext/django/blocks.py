@@ -226,14 +226,14 @@ class unit(Block):
         try:
             with self.connection.wrap_database_errors:
                 yield
-        except AlreadyExists as error:
-            self._error = RowExists(error.message, param=error.param, detail=error.detail)
-            self.connection.needs_rollback = True
-            raise self._error from error
         except Exception as error:
             self._error = error
             self._keep(*self._dropped)
             self._dropped.clear()
+            if isinstance(error, AlreadyExists):
+                self._error = RowExists(error.message, param=error.param, detail=error.detail)
+                self.connection.needs_rollback = True
+                raise self._error from error
             # After an error of its own the server refuses what follows, up to the savepoint.
             if isinstance(error, ConcordError):
                 self.connection.needs_rollback = True

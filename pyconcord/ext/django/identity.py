@@ -83,14 +83,13 @@ def acting(
 ) -> AbstractContextManager[None]:
     """Say who acts in a command, a job or an agent: exactly one of `user`, `agent` and `system`.
 
-    A model instance stands for its primary key. The tenant is CONCORD["TENANT"], if that is a name.
+    A model instance stands for its primary key. Without a tenant it is CONCORD["TENANT"].
     """
     named = {"user": user, "agent": agent, "system": system}
     given = [(kind, _id(who)) for kind, who in named.items() if who is not None]
     if len(given) != 1 or not given[0][1]:
         raise InvalidRequest("exactly one of user=, agent= and system= says who acts")
-    home = option("TENANT")
-    tenant = tenant or (home if isinstance(home, str) and "." not in home else None)
+    tenant = tenant or option("TENANT")
     if not tenant:
         raise InvalidRequest("whose? acting takes a tenant, or CONCORD one", param="tenant")
     who = Principal(tenant, *given[0], None if on_behalf_of is None else _id(on_behalf_of))

@@ -44,11 +44,10 @@ def who(request: Any) -> Principal | None:
     user = getattr(request, "user", None)
     if user is None or not user.is_authenticated:
         return None
-    tenant = option("TENANT")
-    if callable(tenant) or (isinstance(tenant, str) and "." in tenant):
-        tenant = _called(tenant)(request)
+    house = option("TENANT_OF")
+    tenant = option("TENANT") if house is None else _called(house)(request)
     if not tenant:
-        raise ImproperlyConfigured("CONCORD['TENANT'] says whose data this is: a name or a path")
+        raise ImproperlyConfigured("CONCORD['TENANT'] or ['TENANT_OF'] says whose data this is")
     return Principal(tenant, "user", str(user.pk))
 
 

@@ -111,7 +111,11 @@ class Track(ConcordOperation):
         model = state.apps.get_model(app_label, self.model)
         connection = schema_editor.connection
         if connection.vendor == "postgresql" and self.allow_migrate_model(connection.alias, model):
-            options = self.options if function == "track" else {}
+            options = {}
+            if function == "track":
+                # Any two saves of a row would conflict in what every save changes.
+                stamps = [f.column for f in model._meta.local_fields if getattr(f, "auto_now", 0)]
+                options = {"ignore_fields": stamps, **self.options} if stamps else self.options
             call = administer(function, model._meta.db_table, None, options)
             schema_editor.execute(call.replace("%", "%%"), ())
 
