@@ -53,7 +53,7 @@ def _not_here() -> dict[str, str]:
     if DATABASE_URL is not None:
         left["crash"] = "a server of the user's own is not ours to crash"
     if DATABASE_URL is not None:
-        left["pgbouncer"] = "it has to reach the server by its socket"
+        left["pooler"] = "it has to reach the server by its socket"
     elif shutil.which("pgbouncer") is None:
         left["pgbouncer"] = "there is no pgbouncer on PATH"
     if shutil.which("chromium") is None or shutil.which("chromedriver") is None:

@@ -1,5 +1,6 @@
-"""Through a real PgBouncer in transaction mode, with fewer connections than clients: nobody ever
-acts as another, and who does not say who acts is nobody.
+"""Through poolers in transaction mode, with fewer connections than clients: nobody ever acts as
+another, and who does not say who acts is nobody. A real PgBouncer is one of them; the other shares
+one connection (`tests/shared_connection.py`), and keeps prepared statements on every machine.
 
 Each client writes rows of its own, under its own name. Some of its transactions fail, and between
 the clients go some that say nothing. In the end the log has to name the right author of each row.
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ from pyconcord.embedded import scratch_dir
 from pyconcord.ext import sqlalchemy as for_sqlalchemy
 from pyconcord.receipts import Principal
 from tests.django_site import configure, point, site
+from tests.shared_connection import shared_connection
 from tests.support import Database
 
 configure()
@@ -43,7 +46,7 @@ from django.db import connections  # noqa: E402
 from pyconcord.ext import django as for_django  # noqa: E402
 from tests.django_site.models import Deck  # noqa: E402
 
-pytestmark = pytest.mark.pgbouncer
+pytestmark = pytest.mark.pooler
 
 CLIENTS, ROUNDS = 6, 12
 SETTINGS = """
@@ -61,16 +64,41 @@ logfile = {directory}/log
 
 
 def _prepares() -> bool:
-    """PgBouncer keeps its clients' prepared statements from 1.21 on."""
+    """PgBouncer keeps its clients' prepared statements from 1.21 on, and from 1.22 on also those of
+    psycopg, which sends DEALLOCATE ALL.
+    """
     found = shutil.which("pgbouncer")
     if found is None:
         return False
     told = subprocess.run([found, "--version"], capture_output=True, text=True, check=True).stdout
     version = re.search(r"(\d+)\.(\d+)", told)
-    return version is not None and (int(version[1]), int(version[2])) >= (1, 21)
+    return version is not None and (int(version[1]), int(version[2])) >= (1, 22)
 
 
-PREPARED = {"prepares nothing": 0} | ({"prepares": 100} if _prepares() else {})
+@dataclass(frozen=True)
+class Way:
+    """To the server."""
+
+    pooler: str
+    connections: int
+    prepares: bool
+
+    @property
+    def threshold(self) -> int | None:
+        """When psycopg prepares: at once, or never where the pooler can't keep it."""
+        return 0 if self.prepares else None
+
+    def __str__(self) -> str:
+        how = "prepared" if self.prepares else "not prepared"
+        return f"{self.pooler}, {self.connections}, {how}"
+
+
+SHARED = [Way("shared", 1, prepares) for prepares in (False, True)]
+PGBOUNCER = [
+    Way("pgbouncer", connections, prepares)
+    for connections in (1, 2)
+    for prepares in ((False, True) if _prepares() else (False,))
+]
 
 
 class Slides(DeclarativeBase):
@@ -85,7 +113,7 @@ class Slide(Slides):
 
 @contextmanager
 def pgbouncer(db: Database, *, connections: int, prepared: int) -> Iterator[str]:
-    """A pooler before the test's server, and the DSN of the test's database through it."""
+    """The DSN of the test's database through a PgBouncer."""
     where = conninfo_to_dict(db.dsn("app"))
     directory = scratch_dir("pgbouncer-")
     (directory / "users").write_text('"app" ""\n')
@@ -130,13 +158,33 @@ def _wait_for(dsn: str, process: subprocess.Popen[bytes], directory: Path) -> No
     raise AssertionError((directory / "log").read_text())
 
 
-@pytest.fixture(params=list(PREPARED.values()), ids=list(PREPARED))
-def prepared(request: pytest.FixtureRequest) -> int:
-    return int(request.param)
+@contextmanager
+def through(way: Way, db: Database) -> Iterator[str]:
+    if way.pooler == "pgbouncer":
+        prepared = 100 if way.prepares else 0
+        with pgbouncer(db, connections=way.connections, prepared=prepared) as dsn:
+            yield dsn
+        return
+    where = conninfo_to_dict(db.dsn("app"))
+    directory = scratch_dir("pooler-")
+    try:
+        with shared_connection(directory, **where) as host:
+            yield make_conninfo(dbname=where["dbname"], user="app", host=host, port="5432")
+    finally:
+        shutil.rmtree(directory)
 
 
-@pytest.fixture(params=[1, 2], ids=["one connection", "two connections"])
-def pooled(db: Database, request: pytest.FixtureRequest, prepared: int) -> Iterator[str]:
+@pytest.fixture(
+    params=[*SHARED, *(pytest.param(way, marks=pytest.mark.pgbouncer) for way in PGBOUNCER)],
+    ids=str,
+)
+def way(request: pytest.FixtureRequest) -> Way:
+    assert isinstance(request.param, Way)
+    return request.param
+
+
+@pytest.fixture
+def pooled(db: Database, way: Way) -> Iterator[str]:
     admin = db.connect()
     admin.execute(
         "create table slides (id int primary key, title text);"
@@ -145,13 +193,8 @@ def pooled(db: Database, request: pytest.FixtureRequest, prepared: int) -> Itera
         "grant all on slides to app"
     )
     admin.execute("truncate concord_internal.deltas")
-    with pgbouncer(db, connections=request.param, prepared=prepared) as dsn:
+    with through(way, db) as dsn:
         yield dsn
-
-
-def threshold(prepared: int) -> int | None:
-    """When psycopg prepares: at once, or never where the pooler can't keep it."""
-    return 0 if prepared else None
 
 
 class Trouble(Exception):
@@ -205,8 +248,8 @@ def check(db: Database, table: str = "slides", clients: int = CLIENTS) -> None:
     assert sorted(logged) == sorted(expected)
 
 
-def test_the_client(db: Database, pooled: str, prepared: int) -> None:
-    prepare = threshold(prepared)
+def test_the_client(db: Database, pooled: str, way: Way) -> None:
+    prepare = way.threshold
 
     def client(n: int) -> None:
         me = who(n)
@@ -224,8 +267,8 @@ def test_the_client(db: Database, pooled: str, prepared: int) -> None:
     check(db)
 
 
-def test_the_async_client(db: Database, pooled: str, prepared: int) -> None:
-    kwargs = {"prepare_threshold": threshold(prepared)}
+def test_the_async_client(db: Database, pooled: str, way: Way) -> None:
+    kwargs = {"prepare_threshold": way.threshold}
 
     async def client(n: int) -> None:
         me = who(n)
@@ -240,23 +283,23 @@ def test_the_async_client(db: Database, pooled: str, prepared: int) -> None:
         await asyncio.gather(*(client(n) for n in range(CLIENTS)))
 
     asyncio.run(all_of_them())
-    together(lambda n: None, raw_writer(pooled, threshold(prepared)))
+    together(lambda n: None, raw_writer(pooled, way.threshold))
     check(db)
 
 
 ACTING: ContextVar[Principal | None] = ContextVar("acting", default=None)
 
 
-def engine_arguments(dsn: str, prepared: int) -> dict[str, Any]:
+def engine_arguments(dsn: str, way: Way) -> dict[str, Any]:
     arguments: dict[str, Any] = dict(conninfo_to_dict(dsn))
     return {
-        "connect_args": {**arguments, "prepare_threshold": threshold(prepared)},
+        "connect_args": {**arguments, "prepare_threshold": way.threshold},
         "poolclass": NullPool,
     }
 
 
-def test_sqlalchemy(db: Database, pooled: str, prepared: int) -> None:
-    engine = create_engine(URL.create("postgresql+psycopg"), **engine_arguments(pooled, prepared))
+def test_sqlalchemy(db: Database, pooled: str, way: Way) -> None:
+    engine = create_engine(URL.create("postgresql+psycopg"), **engine_arguments(pooled, way))
     for_sqlalchemy.install(engine, identity=ACTING.get)
 
     def client(n: int) -> None:
@@ -289,9 +332,9 @@ def test_sqlalchemy(db: Database, pooled: str, prepared: int) -> None:
     check(db)
 
 
-def test_sqlalchemy_async(db: Database, pooled: str, prepared: int) -> None:
+def test_sqlalchemy_async(db: Database, pooled: str, way: Way) -> None:
     engine = create_async_engine(
-        URL.create("postgresql+psycopg_async"), **engine_arguments(pooled, prepared)
+        URL.create("postgresql+psycopg_async"), **engine_arguments(pooled, way)
     )
     for_sqlalchemy.install(engine, identity=ACTING.get)
 
@@ -315,20 +358,20 @@ def test_sqlalchemy_async(db: Database, pooled: str, prepared: int) -> None:
     check(db)
 
 
-@pytest.mark.parametrize("connections_of_pool", [1, 2])
-def test_django(db: Database, prepared: int, connections_of_pool: int) -> None:
+def test_django(db: Database, way: Way) -> None:
     with site(db):
         db.connect().execute(
             "insert into django_site_deck (id, name) select i, '' from generate_series(0, 999) i"
         )
-        with pgbouncer(db, connections=connections_of_pool, prepared=prepared) as dsn:
+        with through(way, db) as dsn:
             point("default", dsn)
             options = connections.settings["default"].setdefault("OPTIONS", {})
-            options["prepare_threshold"] = threshold(prepared)
+            options["prepare_threshold"] = way.threshold
+            options["server_side_binding"] = way.prepares
             try:
                 together(django_client, django_forgetful)
             finally:
-                del options["prepare_threshold"]
+                del options["prepare_threshold"], options["server_side_binding"]
                 connections["default"].close()
         check(db, "django_site_deck")
 
@@ -364,3 +407,41 @@ def django_forgetful(n: int) -> None:
                 Deck(pk=id, name="y").save()
     finally:
         connections["default"].close()
+
+
+# What the tests above would see, and what the pooler of their own does
+
+
+@pytest.mark.parametrize("way", SHARED[:1], ids=str)
+def test_an_identity_that_stays_would_be_seen(pooled: str) -> None:
+    """The next client has the same connection: what one leaves there is another's."""
+    asks = "select (concord.principal()).id"
+    with psycopg.connect(pooled, autocommit=True) as leaky:
+        leaky.execute("select concord.act_as('acme', 'user', 'leaky', is_local => false)")
+        with psycopg.connect(pooled, autocommit=True) as other:
+            assert other.execute(asks).fetchone() == ("leaky",)
+        leaky.execute("select concord.act_as('acme', 'user', 'leaky', is_local => true)")
+
+
+@pytest.mark.parametrize("way", SHARED, ids=str)
+def test_who_goes_in_the_middle_is_rolled_back(db: Database, pooled: str, way: Way) -> None:
+    gone = psycopg.connect(pooled, prepare_threshold=way.threshold)
+    gone.execute("select concord.act_as('acme', 'user', 'gone')")
+    gone.execute("update slides set title = 'gone' where id = 1")
+    gone.pgconn.finish()  # without a word
+    with psycopg.connect(pooled, prepare_threshold=way.threshold) as after:
+        assert after.execute("select title from slides where id = 1").fetchone() == ("",)
+        assert after.execute("select (concord.principal()).id").fetchone() == (None,)
+
+
+@pytest.mark.parametrize("way", SHARED[1:], ids=str)
+def test_each_client_has_its_own_statements(pooled: str, way: Way) -> None:
+    with (
+        psycopg.connect(pooled, autocommit=True, prepare_threshold=0) as one,
+        psycopg.connect(pooled, autocommit=True, prepare_threshold=0) as other,
+    ):
+        for _ in range(3):
+            assert one.execute("select 'one'").fetchone() == ("one",)
+            assert other.execute("select 'other'").fetchone() == ("other",)
+        names = one.execute("select count(*) from pg_prepared_statements").fetchone()
+        assert names == (3,)
