@@ -86,6 +86,8 @@ FIRST_DELAY, LONGEST_DELAY = 0.02, 1.0
 class Reader(Scope[D]):
     """What a database, an actor and a reading have in common: they read."""
 
+    _secret: str | None = None  # of the session by which it acts
+
     def __init__(self, driver: D, principal: Principal | None, on_event: OnEvent | None) -> None:
         super().__init__(driver)
         self.principal = principal
@@ -142,7 +144,9 @@ class Reader(Scope[D]):
         """
         who = self.principal
         calls = [call]
-        if who is not None and not self._driver.acts_already:
+        if self._secret is not None:
+            calls.insert(0, Call(_AUTHENTICATE, (self._secret,)))
+        elif who is not None and not self._driver.acts_already:
             calls.insert(0, Call(ACT_AS, (who.tenant, who.kind, who.id, who.on_behalf_of)))
         attempt = 1
         while True:
@@ -180,6 +184,7 @@ class Reading(Reader[D]):
 
     def __init__(self, reader: Reader[D]) -> None:
         super().__init__(reader._driver, reader.principal, reader._on_event)
+        self._secret = reader._secret
         self._reader = reader
 
     def _begin(self) -> Op[None]:
@@ -518,6 +523,15 @@ class Database(Reader[D]):
         behalf = None if on_behalf_of is None else key_text(on_behalf_of)
         return Actor(self._driver, Principal(tenant, kind, id, behalf), self._on_event)
 
+    def by(self, secret: str) -> Actor[D]:
+        """Who acts by a session: a secret that a service minted for this login.
+
+        It is presented with every call, as whoever acts is said, so that no connection keeps it.
+        """
+        actor = Actor(self._driver, None, self._on_event)
+        actor._secret = secret
+        return actor
+
 
 class Concord(Database[Sync]):
     """The client for psycopg's `Connection`. `connect` gives one with a pool of its own."""
@@ -646,6 +660,7 @@ def _chosen(row: Row, fields: Values) -> Values | None:
 # The calls, one for each function. Answers come as text and are parsed here, so that no adapter
 # that the caller may have registered on a joined connection decides how a number arrives.
 ACT_AS = "select concord.act_as(%s, %s, %s, %s)"
+_AUTHENTICATE = "select concord.authenticate(%s)"
 _CAPTURE = "select concord.capture()"
 _READ = "select concord.read(%s, %s)::text"
 _TRY_COMMIT = "select concord.try_commit(%s)::text"

@@ -19,7 +19,7 @@ begin atomic
     ('idempotency_in_progress', 'KC010', true, 'another transaction is committing under this idempotency key: try again when it has finished'),
     ('idempotency_mismatch', 'KC011', false, 'this idempotency key was used for another request: choose a new key'),
     ('invalid_request', 'KC012', false, 'the request is not well formed: see "param"'),
-    ('unauthenticated', 'KC013', false, 'nobody is acting: call concord.act_as() first, in the same transaction. With autocommit each statement is a transaction of its own, and what act_as() set is gone after it'),
+    ('unauthenticated', 'KC013', false, 'nobody is acting: call concord.act_as() or concord.authenticate() first, in the same transaction. With autocommit each statement is a transaction of its own, and what they set is gone after it'),
     ('forbidden', 'KC014', false, 'the acting principal, or the role that calls, may not do this');
 end;
 comment on function concord_internal.error_codes() is

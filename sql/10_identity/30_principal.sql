@@ -15,9 +15,19 @@ as $$
 declare
   acting constant text := current_setting('concord.acting', true);
   who concord.principal;
+  s concord_internal.sessions;
 begin
   if acting is null or acting = '' or not concord_internal.is_service() then
-    return null;
+    if current_setting('concord.session', true) <> '' then
+      s := concord_internal.session_in_force();
+      if s.session is not null then
+        return row(s.tenant, s.kind, s.id, s.on_behalf_of)::concord.principal;
+      end if;
+    end if;
+    if current_setting('request.jwt.claims', true) <> '' then
+      select c.tenant, c.kind, c.id, null into who from concord_internal.claimed() c;
+    end if;
+    return who;
   end if;
   who := row(split_part(acting, E'\x1f', 1), split_part(acting, E'\x1f', 2), split_part(acting, E'\x1f', 3),
              nullif(split_part(acting, E'\x1f', 4), ''));
@@ -28,8 +38,9 @@ begin
 end
 $$;
 comment on function concord.principal() is
-  'Who acts in this statement, as every stamp and check sees it; null for nobody. Open to everyone; answers nobody for
-any login that this database does not trust to state it.';
+  'Who acts in this statement, as every stamp and check sees it; null for nobody. Open to everyone. What a login
+states (concord.act_as) counts if this database trusts it; any login acts by a session of its own (concord.authenticate), and one that is named by the
+claims of its JWT (concord.trust_claims).';
 
 create function concord.act_as(tenant text, kind text, id text, on_behalf_of text default null,
                                is_local boolean default true)

@@ -56,7 +56,8 @@ begin
   if many = 0 then
     return null;
   end if;
-  if current_setting('concord.acting', true) <> '' then
+  if current_setting('concord.acting', true) <> '' or current_setting('concord.session', true) <> ''
+     or current_setting('request.jwt.claims', true) <> '' then
     select a.kind, a.actor, a.on_behalf_of into by_kind, by_actor, for_whom from concord_internal.author() a;
   end if;
   by_epoch := concord_internal.epoch();  -- after the row that fired this got its xid (see 40_token/10_epoch)

@@ -35,6 +35,47 @@ begin
 end
 $$;
 
+-- What a narrowed session asks for and may not have. A premise reads: of a group what is in any table that has such groups.
+create function concord_internal.beyond_session(r concord_internal.request)
+returns jsonb
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  beyond record;
+begin
+  if concord_internal.session_operations() is null then
+    return null;
+  end if;
+  select u.path, u.what into beyond from (
+      select 0 as part, o.n, format('operations[%s]', o.n) as path, o.model || '.' || o.type as what
+        from unnest(r.operations) o where not concord_internal.session_may(o.model, o.type)
+      union all
+      select 1, p.n, format('reads[%s]', p.n), coalesce(p.grp, p.model || '.read')
+        from unnest(r.premises) p
+       where case when p.grp is null then not concord_internal.session_may(p.model, 'read')
+                  else not concord_internal.session_may_see_group(p.grp) end) u
+   order by u.part, u.n limit 1;
+  if beyond.path is null then
+    return null;
+  end if;
+  return concord_internal.refusal('forbidden', beyond.path, format('this session was not minted for %s', beyond.what));
+end
+$$;
+
+create function concord_internal.session_may_see_group(grp text)
+returns boolean
+language sql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  select not exists (select from concord_internal.models m
+                      where m.tenant in ((select (concord.principal()).tenant), '') and not concord_internal.session_may(m.name, 'read')
+                        and exists (select from unnest(m.groups) g where split_part(g, ':', 1) = split_part(grp, ':', 1)))
+$$;
+
 create function concord_internal.run_whole(given jsonb)
 returns jsonb
 language plpgsql
@@ -64,6 +105,10 @@ begin
     return r.refusal;
   elsif who.id is null then
     return concord_internal.refusal('unauthenticated');
+  end if;
+  r.refusal := concord_internal.beyond_session(r);
+  if r.refusal is not null then
+    return r.refusal;
   elsif r.idempotency_key is not null then
     receipt := concord_internal.replay(r.idempotency_key, given);
     if receipt is not null then
@@ -358,6 +403,8 @@ declare
 begin
   if model is null or id is null then
     perform concord_internal.fail('invalid_request', case when model is null then 'model' else 'id' end, 'may not be null');
+  elsif not concord_internal.session_may(model, 'read') then
+    perform concord_internal.fail('forbidden', 'model', format('this session was not minted for %s.read', model));
   end if;
   m := (concord_internal.models_named(array[model]))[1];
   if m.id is null then
@@ -392,6 +439,8 @@ end
 $$;
 
 select concord_internal.open_to('concord_internal.run_commit(jsonb,text,name[])', 'concord_app');
+select concord_internal.open_to('concord_internal.beyond_session(concord_internal.request)', 'concord_app');
+select concord_internal.open_to('concord_internal.session_may_see_group(text)', 'concord_app');
 select concord_internal.open_to('concord_internal.run_whole(jsonb)', 'concord_app');
 select concord_internal.open_to('concord_internal.judge_sight(concord_internal.request,concord_internal.models[])', 'concord_app');
 select concord_internal.open_to('concord_internal.read_row(text,text,text)', 'concord_app');

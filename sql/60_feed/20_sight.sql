@@ -3,6 +3,7 @@
 --   rights    as a SELECT would need them: USAGE on the schema, SELECT on the table or on columns. Columns that it may not
 --             select vanish from fields and before. Without the key's columns it sees nothing, since the id is the key;
 --             without a column of a group template, no groups.
+--             A session that was narrowed sees models that it may read.
 --   tenants   deltas of the principal's tenant, and of nobody ('') where the model is shared. Who owns the table sees all.
 --             A change of the whole model belongs to no tenant and shows no row: whoever may select sees it.
 --   policies  where row-level security binds the caller, the log can't tell which rows it would be shown: policies judge
@@ -36,7 +37,7 @@ declare
 begin
   select * into m from concord_internal.models o where o.id = sight.model;
   select * into class from pg_class where oid = m.rel;
-  if class.oid is null or not has_schema_privilege(who, class.relnamespace, 'usage') then
+  if class.oid is null or not has_schema_privilege(who, class.relnamespace, 'usage') or not concord_internal.session_may(m.name, 'read') then
     return null;
   end if;
   columns := array(select attname from pg_attribute a

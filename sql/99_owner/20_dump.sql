@@ -1,6 +1,7 @@
 -- What a dump of the database carries besides the definitions, when the pack is an extension. In the order of the rooms.
 select concord_internal.dump_with_data('concord_internal.settings');
 select concord_internal.dump_with_data('concord_internal.trusted_logins');
+select concord_internal.dump_with_data('concord_internal.claim_logins');
 select concord_internal.dump_with_data('concord_internal.models');
 select concord_internal.dump_with_data('concord_internal.model_id');
 select concord_internal.dump_with_data('concord_internal.group_horizons');
@@ -16,4 +17,5 @@ select concord_internal.dump_with_data('concord_internal.log_cut');
 --   epoch_mark, _place, _host,    where they are missing a new epoch begins, and that is what a restored database needs
 --   epoch_start
 --   upkeep                        plans in ids of the server it was dumped from; where it is missing maintain() begins anew
+--   sessions, session_key         of the logins of one server
 --   bulk_updates                  is about transactions that are running

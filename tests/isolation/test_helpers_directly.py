@@ -34,25 +34,25 @@ write_statement
 
 # Run with the caller's own rights.
 INVOKE = """
-add_triggers answer caller callers_path canonical_id canonical_key columns_of comparable_fields
-contradiction deleted_unjudged deletes_unlocked demand_owner demand_sight equality_of
-extend_token fail first_bad_value first_missing group_expression judge_request judge_sight
-judge_token judge_tokens key_columns_of labels_of live_model live_models lock_keys lock_request
-lock_rows lock_table lock_targets match_expression match_statement may_find may_lock
+add_triggers answer beyond_session caller callers_path canonical_id canonical_key columns_of
+comparable_fields contradiction deleted_unjudged deletes_unlocked demand_owner demand_sight
+equality_of extend_token fail first_bad_value first_missing group_expression judge_request
+judge_sight judge_token judge_tokens key_columns_of labels_of live_model live_models lock_keys
+lock_request lock_rows lock_table lock_targets match_expression match_statement may_find may_lock
 models_of_tables moved_places observed_now parse_request raise_refusal read_row readable_fields
 readable_model refresh_model refusal relations_of resolve_request rewrites_rows row_matches
-row_values run_commit run_plain run_whole run_write shape signature signature_when_planned
-track_model try_values typed_values unequal_fields unknown_column values_statement write_request
-write_rows
+row_values run_commit run_plain run_whole run_write session_may session_operations shape
+signature signature_when_planned track_model try_values typed_values unequal_fields
+unknown_column values_statement write_request write_rows
 """
 
 # Run with Concord's rights, and read.
 READ = """
-bare_relations conflicts_shown demand_model demand_owned_model group_conflict history_of
-is_admin is_service knows_group models_named moved_models moved_rows needs_horizon
+bare_relations claimed conflicts_shown demand_model demand_owned_model group_conflict history_of
+is_admin is_service knows_group mints_for_all models_named moved_models moved_rows needs_horizon
 only_left_over out_of_sight owned_model owned_models owns parse_token plain_context plain_moved
-relations_without_triggers replay row_conflict setting settings_shown triggers_made_for
-visible_models
+relations_without_triggers replay row_conflict session_in_force session_may_see_group
+sessions_shown setting settings_shown triggers_made_for visible_models
 """
 
 # Likewise; what they read changes with everybody's work, and says no more than that.

@@ -21,7 +21,17 @@ from psycopg.rows import dict_row
 from psycopg.types.json import set_json_loads
 
 import pyconcord
-from pyconcord import Actor, Concord, Held, HeldWritesIgnored, StaleContext, events, reads
+from pyconcord import (
+    Actor,
+    Concord,
+    Forbidden,
+    Held,
+    HeldWritesIgnored,
+    StaleContext,
+    Unauthenticated,
+    events,
+    reads,
+)
 from pyconcord.receipts import Values
 from tests.python.client_deck import build, check, check_error, check_receipt
 from tests.support import Database
@@ -959,3 +969,32 @@ def test_events_and_log(
         f"commit {receipt.id}: 0 applied, 1 held, 0 unchanged",
         "commit rejected: stale_context",
     ]
+
+
+# Sessions
+
+
+def test_by_a_session(db: Database, raw: psycopg.Connection[Any]) -> None:
+    """The secret goes with every call: no connection of the pool keeps it."""
+    [[secret]] = (
+        db.connect()
+        .execute(
+            "select secret from concord.mint_session('app2', 'agent', 'writer', tenant => 'acme',"
+            " operations => '{slides.update}')"
+        )
+        .fetchall()
+    )
+    db.connect().execute("grant select, update on slides to app2")
+    with pyconcord.connect(db.dsn("app2"), max_size=1) as concord, concord.by(secret) as me:
+        with me.reading() as reading:
+            slide = reading.read("slides", 7)
+        me.update(slide, title="by it")
+        with pytest.raises(Forbidden, match=r"slides\.delete"):
+            me.delete("slides", 7)
+        with pytest.raises(Unauthenticated):
+            concord.by("kcs1_of_nobody").update("slides", 7, title="x")
+        db.connect().execute("update concord_internal.sessions set revoked_at = now()")
+        with pytest.raises(Unauthenticated):
+            me.read("slides", 7)
+    [change, *_] = raw.execute("select actor from concord.history('slides', '7')").fetchall()
+    assert change == ("writer",)
