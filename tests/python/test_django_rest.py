@@ -93,6 +93,16 @@ def test_the_same_field_was_changed(raw: Raw) -> None:
     assert send("patch", {"title": "mine"}, response["ETag"]).status_code == 200
 
 
+def test_a_stale_put_gets_no_tag_to_put_its_old_copy_by(raw: Raw) -> None:
+    tag = get()
+    raw.execute("update django_site_slide set title = 'theirs', body = 'theirs'")
+    response = send("put", {"title": "mine", "body": "old"}, tag)
+    assert response.status_code == 412
+    assert "ETag" not in response
+    assert send("put", {"title": "mine", "body": "theirs"}, get()).status_code == 200
+    assert Slide.objects.get().body == "theirs"
+
+
 def test_a_delete(raw: Raw) -> None:
     tag = get()
     raw.execute("update django_site_slide set title = 'theirs'")

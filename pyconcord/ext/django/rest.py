@@ -4,7 +4,9 @@
 
 A GET answers with a token as its ETag. PUT, PATCH and DELETE with `If-Match` run in a unit under
 that token; what moved is answered by 412 and the notification, whose `observedAt` is the ETag of
-what it shows. RFC 9110, 13.1.1: weak tags never match, and `*` says only that something is there.
+what it shows. To a PUT it is not: sent again under that tag, the fields of its author's old copy
+would count as changed, and take back what others wrote there. Who puts the whole gets it first.
+RFC 9110, 13.1.1: weak tags never match, and `*` says only that something is there.
 """
 
 from __future__ import annotations
@@ -63,7 +65,7 @@ class ConcordViewMixin:
             with unit(read_at=_token(given)) as block:
                 response = write()
         except READ_AGAIN as refusal:
-            return _failed(refusal)
+            return _failed(refusal, whole=request.method == "PUT")
         if block.receipt.read_at is not None and response.status_code == status.HTTP_200_OK:
             response["ETag"] = f'"{block.receipt.read_at}"'
         return response
@@ -80,7 +82,7 @@ def _token(given: str | None) -> str | None:
     return tag[2]
 
 
-def _failed(refusal: ConcordError) -> Any:
+def _failed(refusal: ConcordError, *, whole: bool) -> Any:
     response = Response(
         {
             "code": refusal.code,
@@ -89,6 +91,6 @@ def _failed(refusal: ConcordError) -> Any:
         },
         status=status.HTTP_412_PRECONDITION_FAILED,
     )
-    if len(refusal.notifications) == 1:
+    if len(refusal.notifications) == 1 and not whole:
         response["ETag"] = f'"{refusal.notifications[0].observed_at}"'
     return response
