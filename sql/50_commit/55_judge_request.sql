@@ -186,6 +186,14 @@ declare
   rejected boolean := false;
   hold_all boolean := false;
   first_param text;
+  which integer;            -- of the models
+  places integer[];         -- operations of one model that have the same fields
+  keys text[];
+  given jsonb;
+  held_rows jsonb;
+  typed jsonb[];
+  found_rows jsonb[];       -- by operation
+  typed_data jsonb[];
 begin
   notifications := '[]';
   unlocked_came := false;
@@ -274,6 +282,21 @@ begin
     end if;
   end loop;
 
+  -- What onlyChanged compares, read at once where nothing moved: those rows are locked, or not there.
+  for which, wanted, places, keys, given in
+    select u.m, u.fields, array_agg(u.n), array_agg(u.key), jsonb_agg(u.data)
+      from unnest(operations) u
+     where u.only_changed and u.type = 'update' and u.key is not null and u.fields <> '{}' and not u.refs and not moved.operations[u.n + 1]
+     group by u.m, u.fields
+  loop
+    held_rows := concord_internal.rows_values(models[which], keys, wanted, tenant);
+    typed := concord_internal.typed_rows(models[which], wanted, given);
+    for x in 1 .. cardinality(places) loop
+      found_rows[places[x] + 1] := held_rows->keys[x];
+      typed_data[places[x] + 1] := typed[x];
+    end loop;
+  end loop;
+
   foreach o in array operations loop
     if o.type = 'create' or o.key is null or (o.token is null and not o.only_changed) then
       continue when not hold_all;
@@ -291,11 +314,11 @@ begin
       select concord_internal.row_values(m, o.key, wanted, tenant), concord_internal.row_conflict(m.id, o.key, o.fields, wanted, t), concord.capture()
         into current_values, conflict, observed;
     elsif o.only_changed then
-      current_values := concord_internal.row_values(m, o.key, wanted, tenant);
+      current_values := case when typed_data[o.n + 1] is null then concord_internal.row_values(m, o.key, wanted, tenant) else found_rows[o.n + 1] end;
     end if;
     if o.only_changed and current_values is not null and not o.refs then
       -- Equal to the value at the token: not a write. What the log does not hold counts as written.
-      proposed := concord_internal.typed_values(m, o.data);
+      proposed := coalesce(typed_data[o.n + 1], concord_internal.typed_values(m, o.data));
       base := (current_values - array(select jsonb_array_elements_text(conflict->'lost'))) || coalesce(conflict->'base', '{}');
       o.fields := array(select f from unnest(o.fields) f where not base ? f or (base->f)::text <> (proposed->f)::text);
       o.data := (select coalesce(jsonb_object_agg(f, o.data->f), '{}') from unnest(o.fields) f);

@@ -64,15 +64,46 @@ begin
 end
 $$;
 
-create function concord_internal.typed_statement(m concord_internal.models, fields text[])
+-- The same of many rows at once, by key: planning a statement takes longer than reading a row.
+create function concord_internal.rows_statement(m concord_internal.models, fields text[], tenant text)
+returns text
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return concord_internal.rows_by_key(m, format('pg_catalog.jsonb_object_agg(%s, %s)', concord_internal.key_expression(m.key_columns, m.columns, 't'),
+    concord_internal.json_object_expression(m, concord_internal.readable_fields(m, fields), 't')), tenant);
+end
+$$;
+
+create function concord_internal.rows_values(m concord_internal.models, keys text[], fields text[], tenant text)
+returns jsonb
+language plpgsql
+stable
+set timezone = 'UTC' set datestyle = 'ISO, YMD' set extra_float_digits = 1 set bytea_output = 'hex' set intervalstyle = 'postgres'
+as $$
+declare
+  was_path constant text := pg_catalog.current_setting('search_path');
+  found jsonb;
+begin
+  perform pg_catalog.set_config('search_path', concord_internal.callers_path(), true);
+  execute concord_internal.rows_statement(m, fields, tenant) into found using keys;
+  perform pg_catalog.set_config('search_path', was_path, true);
+  return coalesce(found, '{}');
+end
+$$;
+
+create function concord_internal.typed_statement(m concord_internal.models, fields text[], many boolean default false)
 returns text
 language plpgsql
 immutable
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-  return format('select %s from pg_catalog.jsonb_to_record($1) v(%s)', concord_internal.json_object_expression(m, fields, 'v'),
-                concord_internal.record_of(m, fields));
+  return format(case when many then 'select pg_catalog.array_agg(%s) from pg_catalog.jsonb_to_recordset($1) v(%s)'
+                     else 'select %s from pg_catalog.jsonb_to_record($1) v(%s)' end,
+                concord_internal.json_object_expression(m, fields, 'v'), concord_internal.record_of(m, fields));
 end
 $$;
 
@@ -93,6 +124,24 @@ begin
   end if;
   perform pg_catalog.set_config('search_path', concord_internal.callers_path(), true);
   execute concord_internal.typed_statement(m, fields) into typed using data;
+  perform pg_catalog.set_config('search_path', was_path, true);
+  return typed;
+end
+$$;
+
+-- The same of many, which have these fields, in their order (a set-returning function alone in FROM gives its rows in it).
+create function concord_internal.typed_rows(m concord_internal.models, fields text[], data jsonb)
+returns jsonb[]
+language plpgsql
+stable
+set timezone = 'UTC' set datestyle = 'ISO, YMD' set extra_float_digits = 1 set bytea_output = 'hex' set intervalstyle = 'postgres'
+as $$
+declare
+  was_path constant text := pg_catalog.current_setting('search_path');
+  typed jsonb[];
+begin
+  perform pg_catalog.set_config('search_path', concord_internal.callers_path(), true);
+  execute concord_internal.typed_statement(m, fields, many => true) into typed using data;
   perform pg_catalog.set_config('search_path', was_path, true);
   return typed;
 end
@@ -270,8 +319,11 @@ select concord_internal.open_to('concord_internal.readable_fields(concord_intern
 select concord_internal.open_to('concord_internal.json_object_expression(concord_internal.models,text[],text)', 'concord_app');
 select concord_internal.open_to('concord_internal.values_statement(concord_internal.models,text[],text)', 'concord_app');
 select concord_internal.open_to('concord_internal.row_values(concord_internal.models,text,text[],text)', 'concord_app');
-select concord_internal.open_to('concord_internal.typed_statement(concord_internal.models,text[])', 'concord_app');
+select concord_internal.open_to('concord_internal.typed_statement(concord_internal.models,text[],boolean)', 'concord_app');
+select concord_internal.open_to('concord_internal.rows_statement(concord_internal.models,text[],text)', 'concord_app');
+select concord_internal.open_to('concord_internal.rows_values(concord_internal.models,text[],text[],text)', 'concord_app');
 select concord_internal.open_to('concord_internal.typed_values(concord_internal.models,jsonb)', 'concord_app');
+select concord_internal.open_to('concord_internal.typed_rows(concord_internal.models,text[],jsonb)', 'concord_app');
 select concord_internal.open_to('concord_internal.beside_statement(concord_internal.models,text[],text,text)', 'concord_app');
 select concord_internal.open_to('concord_internal.unequal_statement(concord_internal.models,text[],text)', 'concord_app');
 select concord_internal.open_to('concord_internal.unequal_fields(concord_internal.models,text,jsonb,text[],text)', 'concord_app');

@@ -318,14 +318,20 @@ declare
   unchanged bigint;
   operations jsonb;
   drew boolean;
+  keys text[];
+  rows jsonb[];                  -- of each model, as they are now
 begin
+  for i in 1 .. case when r.want_rows then cardinality(models) else 0 end loop
+    keys := array(select u.key from unnest(r.operations) u where u.m = i and u.outcome = 'applied' and u.type <> 'delete');
+    rows[i] := case when keys <> '{}'
+      then concord_internal.rows_values(models[i], keys, array(select jsonb_object_keys((models[i]).columns)), tenant) end;
+  end loop;
   select count(*) filter (where u.outcome = 'applied'), count(*) filter (where u.outcome = 'held'),
          count(*) filter (where u.outcome = 'unchanged'),
          jsonb_agg(jsonb_build_object('index', u.n, 'outcome', u.outcome)
                    || case when u.key is null then '{}' else jsonb_build_object('id', u.key) end
                    || case when u.transaction_id is null then '{}' else jsonb_build_object('transactionId', u.transaction_id) end
-                   || case when r.want_rows and u.outcome = 'applied' and u.type <> 'delete' then jsonb_build_object('data',
-                             concord_internal.row_values(models[u.m], u.key, array(select jsonb_object_keys((models[u.m]).columns)), tenant))
+                   || case when r.want_rows and u.outcome = 'applied' and u.type <> 'delete' then jsonb_build_object('data', rows[u.m]->u.key)
                            else '{}' end order by u.n)
     into applied, held, unchanged, operations
     from unnest(r.operations) u;

@@ -41,9 +41,9 @@ judge_sight judge_token judge_tokens key_columns_of labels_of live_model live_mo
 lock_request lock_rows lock_table lock_targets match_expression match_statement may_find may_lock
 models_of_tables moved_places observed_now parse_request raise_refusal read_row readable_fields
 readable_model refresh_model refusal relations_of resolve_request rewrites_rows row_matches
-row_values run_commit run_plain run_whole run_write session_may session_operations shape
-signature signature_when_planned track_model try_values typed_values unequal_fields
-unknown_column values_statement write_request write_rows
+row_values rows_statement rows_values run_commit run_plain run_whole run_write session_may
+session_operations shape signature signature_when_planned track_model try_values typed_rows
+typed_values unequal_fields unknown_column values_statement write_request write_rows
 """
 
 # Run with Concord's rights, and read.
