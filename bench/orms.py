@@ -68,8 +68,8 @@ def _edits(bench: Bench, name: str, what: str, count: int, goal: float) -> Itera
 
 
 def _side(db: Database, edit: Edit, count: int, *, guarded: bool) -> Side:
-    """Goes through the table, so that no row is met twice in a run. Each side has its own titles:
-    where the other one left the same, nothing would change, and an ORM sends nothing then.
+    """Goes through the table, so that no row is met twice under one token. Each side has its own
+    titles: where the other one left the same, nothing would change, and an ORM sends nothing then.
     """
     rows = db.bench.scale.rows
     done = 0
@@ -78,9 +78,13 @@ def _side(db: Database, edit: Edit, count: int, *, guarded: bool) -> Side:
         nonlocal done
         token = db.token() if guarded else None
         taken: list[tuple[float, float]] = []
+        last = 0
         began = time.perf_counter()
-        while (now := time.perf_counter()) - began < db.bench.scale.seconds:
+        while time.perf_counter() - began < db.bench.scale.seconds:
             first = done * count % (rows - count) + 1
+            if guarded and first <= last:
+                token = db.token()
+            last, now = first, time.perf_counter()
             edit(token, range(first, first + count), f"{'unit' if guarded else 'plain'} {done}")
             taken.append((now, time.perf_counter()))
             done += 1

@@ -283,7 +283,9 @@ begin
       end if;
     end loop;
   end loop;
-  lost := lost || array(select f from jsonb_object_keys(untold) f where f <> all (done));
+  -- Of what changed and is not among what the row's deltas hold nothing is known: a change of the whole model holds no values,
+  -- and a delta that names a column which is gone may have been of any.
+  lost := lost || array(select f from unnest(wanted) f where f <> all (done) and (whole or untold ? f));
 
   return jsonb_build_object(
     'fields', case when whole then '[]'::jsonb

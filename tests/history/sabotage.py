@@ -379,7 +379,13 @@ LOCKS_OF_TRIGGERS = (
         for op in ("insert", "update", "delete")
     ),
 )
-FALLBACK = (Cut("concord_internal.model_1_update()", "if not fits then", "if false then"),)
+FALLBACK = (
+    Cut(
+        "concord_internal.model_1_update()",
+        "if not fits or beside is not null then",
+        "if false then",
+    ),
+)
 
 
 @dataclass(frozen=True)
