@@ -61,6 +61,9 @@ begin
   if name = '' or length(name) > 255 then
     perform concord_internal.fail('invalid_request', 'name', 'one to 255 characters');
   end if;
+  if name = 'comments/v1' and not exists (select from concord_internal.protections p where p.rel = define_model.rel and p.contract = name) then
+    perform concord_internal.fail('invalid_request', 'name', 'this name is reserved for tables of that contract: see concord.create_comments');
+  end if;
   if length(tenant) > 255 then
     perform concord_internal.fail('invalid_request', 'tenant', 'at most 255 characters');
   end if;

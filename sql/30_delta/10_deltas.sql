@@ -9,6 +9,8 @@
 -- depth  pg_trigger_depth(): a statement inside an AFTER ROW trigger logs before the statement that caused it.
 -- kind   u, a or s: user, agent, system.
 -- before the old values of changed fields as JSON text; null where the model logs names only.
+-- owner  whose the row is, where the table is protected with an owner column (25_protect); null where it is not, and where it
+--        changed hands: then it is told to neither.
 create sequence concord_internal.delta_seq cache 1;
 
 create table concord_internal.deltas (
@@ -27,7 +29,8 @@ create table concord_internal.deltas (
   actor text collate "C",
   on_behalf_of text collate "C",
   groups text collate "C",              -- the literal of all groups where there are several, else null
-  before text collate "C"
+  before text collate "C",
+  owner text collate "C"
 ) partition by range (epoch, xid);
 
 create table concord_internal.deltas_default partition of concord_internal.deltas default;

@@ -104,6 +104,8 @@ declare
   fields text := 'null::text';
   before text := 'null::text';
   steady text;        -- what does not change in a row of the shorter text
+  owner_column constant name := (select p.owner_column from concord_internal.protections p where p.rel = m.rel);
+  owner text := 'null::text';
   insertion text;
   by_kind constant text := case when variables then 'by_kind' else '$1' end;
   by_actor constant text := case when variables then 'by_actor' else '$2' end;
@@ -190,24 +192,32 @@ begin
     before := coalesce(before, 'null::text');  -- every column is secret
   end if;
 
-  source := format('(select %s as op, %s as tenant, %s as key, %s as spans, %s as fields, %s as before from %s%s offset 0) d',
+  if columns ? owner_column::text then
+    owner := concord_internal.stable_text(format('%s.%I', case op when 'delete' then 'o' else 'n' end, owner_column), columns->(owner_column::text)->>'t');
+    if op = 'update' then
+      owner := format('case when o.%1$I is null then n.%2$I when n.%1$I is null then o.%2$I when o.%2$I = n.%2$I then n.%2$I end', keys[1], owner_column);
+      owner := concord_internal.stable_text('(' || owner || ')', columns->(owner_column::text)->>'t');
+    end if;
+  end if;
+
+  source := format('(select %s as op, %s as tenant, %s as key, %s as spans, %s as fields, %s as before, %s as owner from %s%s offset 0) d',
     case when op = 'insert' then '''c''::"char"' when op = 'delete' then '''d''::"char"' when alone then '''u''::"char"'
       else format('case when o.%1$I is null then ''c'' when n.%1$I is null then ''d'' else ''u'' end::"char"', keys[1]) end,
-    tenant, row_key, case when most = 0 then 'null::text[]' else spans end, fields, before, source, ' where ' || steady);
+    tenant, row_key, case when most = 0 then 'null::text[]' else spans end, fields, before, owner, source, ' where ' || steady);
   if most > 1 then
     source := source || format(' join (values %s) i(n) on i.n = 1 or d.spans[i.n] is not null',
                                (select string_agg(format('(%s)', i), ', ') from generate_series(1, most) i));
   end if;
   insertion := 'insert into concord_internal.deltas '
-    '(xid, seq, at, epoch, model, depth, op, kind, tenant, key, grp, fields, actor, on_behalf_of, groups, before) select '
+    '(xid, seq, at, epoch, model, depth, op, kind, tenant, key, grp, fields, actor, on_behalf_of, groups, before, owner) select '
     'pg_current_xact_id(), nextval(''concord_internal.delta_seq''), clock_timestamp(), ' || by_epoch || ', ' || m.id ||
     ', pg_trigger_depth(), ' ||
     case when most > 1
       then 'case when i.n = 1 then d.op else ''g'' end, ' || by_kind || ', d.tenant, case when i.n = 1 then d.key end, d.spans[i.n], '
            'case when i.n = 1 then d.fields end, ' || by_actor || ', ' || for_whom || ', '
-           'case when i.n = 1 and cardinality(d.spans) > 1 then d.spans::text end, case when i.n = 1 then d.before end'
+           'case when i.n = 1 and cardinality(d.spans) > 1 then d.spans::text end, case when i.n = 1 then d.before end, d.owner'
       else 'd.op, ' || by_kind || ', d.tenant, d.key, ' || case when most = 0 then 'null' else 'd.spans[1]' end ||
-           ', d.fields, ' || by_actor || ', ' || for_whom || ', null, d.before' end ||
+           ', d.fields, ' || by_actor || ', ' || for_whom || ', null, d.before, d.owner' end ||
     ' from ' || source;
   if op = 'update' then
     insertion := insertion || ' where ' || case when beside is null then 'd.fields <> ''{}'''

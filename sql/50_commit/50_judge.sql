@@ -9,6 +9,9 @@
 -- transaction) may stand beyond the boundary; they are passed over one by one. Groups have no such order, and are looked
 -- up by xid.
 -- A model with a tenant column answers only for the principal's tenant: a direct call learns no more than a commit would.
+-- Where row-level security binds the caller a definer can't tell whether a row is for it: only the caller's own look, inside
+-- commit, can. So there row_conflict answers commit alone (see called_by), and what only narrows down where to look answers
+-- so that rows of others give nothing away: they always look as if they had moved.
 -- What may not be looked at is never "nothing moved": a caller (the login, or the role that it has set) who may not select
 -- from the table is refused, also when commit was reached through a function that runs with somebody else's rights.
 -- What breaks it: a primary key that is DEFERRABLE (track refuses it), triggers that are disabled.
@@ -52,18 +55,37 @@ security definer
 set search_path = pg_catalog, pg_temp
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set jit = off
 as $$
+declare
+  mine jsonb;   -- of tables whose owners are kept apart: who the caller is there
 begin
   perform concord_internal.demand_sight(models);
+  mine := (select jsonb_object_agg(o.id, concord_internal.owner_in(o.id))
+             from concord_internal.models o join concord_internal.protections p on p.rel = o.rel where o.id = any (models) and p.owner_column is not null);
   return (select array_agg(u.i::integer)
             from unnest(models, keys) with ordinality u(model, key, i)
             join concord_internal.models m on m.id = u.model
            cross join lateral (
-             select d.epoch, d.xid from concord_internal.deltas d
+             select d.epoch, d.xid, d.owner from concord_internal.deltas d
               where concord_internal.is_of_row(d.model, d.key, u.model, u.key)
-                and d.epoch >= case when t.xip = '{}' then t.epoch else 0 end and d.xid >= t.xmin
+                and (d.epoch >= case when t.xip = '{}' then t.epoch else 0 end and d.xid >= t.xmin or d.owner is not null)
                 and (m.tenant_column is null or d.tenant = (select (concord.principal()).tenant))
               order by d.seq desc limit 1) newest
-           where newest.epoch = t.epoch and newest.xid >= t.xmax or newest.xid = any (t.xip));
+           where newest.epoch = t.epoch and newest.xid >= t.xmax or newest.xid = any (t.xip)
+              or newest.owner <> (mine->>u.model::text));
+end
+$$;
+
+-- Whose rows the caller may have told, in a table whose owners row-level security keeps apart; where it does not, null.
+create function concord_internal.owner_in(model integer)
+returns text
+language plpgsql
+stable
+as $$
+declare
+  s record;
+begin
+  select * into s from concord_internal.sight(model);
+  return case when s.owned then coalesce(s.owner, '') end;
 end
 $$;
 
@@ -153,6 +175,8 @@ declare
   field text;
   by_depth jsonb := '{}';
   policed text[];            -- columns that policies look at
+  s record;                  -- concord_internal.sight, which 60_feed makes
+  stack text;
   came boolean := false;     -- into sight, perhaps
   untold jsonb := '{}';      -- of each field the first change of the whole model, which holds no values
 begin
@@ -162,6 +186,15 @@ begin
     policed := array(select a.attname from pg_depend dep join pg_policy p on p.oid = dep.objid and p.polrelid = m.rel
                        join pg_attribute a on a.attrelid = m.rel and a.attnum = dep.refobjsubid
                       where dep.classid = 'pg_policy'::regclass and dep.refclassid = 'pg_class'::regclass and dep.refobjid = m.rel);
+    select * into s from concord_internal.sight(model);
+    if s.model is null or s.own_only or s.owned then
+      get diagnostics stack = pg_context;
+      if not (concord_internal.called_by(stack, 'concord_internal.row_conflict', 'concord_internal.look', 'concord_internal.judge_request', 'concord_internal.run_whole')
+              or concord_internal.called_by(stack, 'concord_internal.row_conflict', 'concord_internal.judge_request', 'concord_internal.run_whole')
+              or concord_internal.called_by(stack, 'concord_internal.row_conflict', 'concord_internal.deleted_unjudged', 'concord_internal.run_whole')) then
+        perform concord_internal.fail('forbidden', null, 'under row-level security only concord.commit asks what happened to a row');
+      end if;
+    end if;
   end if;
   if concord_internal.signature(m.rel) <> m.signature then
     m.columns := concord_internal.columns_of(m.rel);
@@ -337,6 +370,8 @@ declare
   changes jsonb := '[]';
   told integer := 0;
   moved boolean := false;
+  s record;                  -- concord_internal.sight, which 60_feed makes
+  sighted integer;
 begin
   for d in
     select x.* from unnest(array[who.tenant, '']) o(tenant)
@@ -357,6 +392,13 @@ begin
     continue when d.xid = me or concord_internal.has_seen(t, d.epoch, d.xid, d.seq);
     moved := true;
     continue when not concord_internal.may_see_model(d.model);
+    if d.key is not null or d.op = 'g' then
+      if d.model is distinct from sighted then
+        s := concord_internal.sight(d.model);
+        sighted := d.model;
+      end if;
+      continue when (s.own_only or s.owned) and not concord_internal.in_sight(d, s::concord_internal.sight, who);
+    end if;
     told := told + 1;
     exit when told > 40;
     if newest.seq is null or d.seq > newest.seq then

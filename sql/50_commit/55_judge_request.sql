@@ -160,11 +160,26 @@ begin
 end
 $$;
 
+-- A row's values, what moved in it, and the token of that moment: STABLE, so that all three speak of one. From plain
+-- assignments, as row_conflict asks for.
+create function concord_internal.look(m concord_internal.models, key text, fields text[], wanted text[], tenant text, t concord_internal.token,
+  out current_values jsonb, out conflict jsonb, out observed text)
+language plpgsql
+stable
+as $$
+begin
+  current_values := concord_internal.row_values(m, key, wanted, tenant);
+  conflict := concord_internal.row_conflict(m.id, key, fields, wanted, t);
+  observed := concord.capture();
+end
+$$;
+
 create function concord_internal.judge_request(inout r concord_internal.request, models concord_internal.models[], present text[],
   unlocked text[], texts text[], tokens concord_internal.token[], kind text, tenant text, out notifications jsonb, out unlocked_came boolean)
 language plpgsql
 as $$
 declare
+  looked record;
   o concord_internal.operation;
   p concord_internal.premise;
   m concord_internal.models;
@@ -236,15 +251,19 @@ begin
       wanted := coalesce(p.fields, array(select jsonb_object_keys(m.columns)));
       -- One statement, one snapshot: whether the row is there, what moved, its values, and the token of that moment.
       if moved.premises[p.n + 1] then
-        select concord_internal.row_values(m, p.key, wanted, tenant), concord_internal.row_conflict(m.id, p.key, p.fields, wanted, t), concord.capture()
-          into current_values, conflict, observed;
+        looked := concord_internal.look(m, p.key, p.fields, wanted, tenant, t);
+        current_values := looked.current_values;
+        conflict := looked.conflict;
+        observed := looked.observed;
       else
         -- It may have come or gone since `moved` was worked out: asked once more, in one moment with its presence.
         select concord_internal.row_values(m, p.key, '{}', tenant), concord_internal.moved_rows(array[m.id], array[p.key], t)
           into current_values, again;
         if again is not null or p.absent <> (current_values is null) then
-          select concord_internal.row_values(m, p.key, wanted, tenant), concord_internal.row_conflict(m.id, p.key, p.fields, wanted, t), concord.capture()
-            into current_values, conflict, observed;
+          looked := concord_internal.look(m, p.key, p.fields, wanted, tenant, t);
+          current_values := looked.current_values;
+          conflict := looked.conflict;
+          observed := looked.observed;
         end if;
       end if;
       if current_values is null and row_security_active(m.rel) then
@@ -311,8 +330,10 @@ begin
     wanted := coalesce(o.fields, array(select jsonb_object_keys(m.columns)));
     if moved.operations[o.n + 1] and (o.mode <> 'overwrite' or o.only_changed) then
       -- One statement, one snapshot; a target that is not there is not locked, and may come at any moment.
-      select concord_internal.row_values(m, o.key, wanted, tenant), concord_internal.row_conflict(m.id, o.key, o.fields, wanted, t), concord.capture()
-        into current_values, conflict, observed;
+      looked := concord_internal.look(m, o.key, o.fields, wanted, tenant, t);
+      current_values := looked.current_values;
+      conflict := looked.conflict;
+      observed := looked.observed;
     elsif o.only_changed then
       current_values := case when typed_data[o.n + 1] is null then concord_internal.row_values(m, o.key, wanted, tenant) else found_rows[o.n + 1] end;
     end if;
@@ -411,6 +432,7 @@ begin
 end
 $$;
 
+select concord_internal.open_to('concord_internal.look(concord_internal.models,text,text[],text[],text,concord_internal.token)', 'concord_app');
 select concord_internal.open_to('concord_internal.notification(jsonb,text,text,text,text,jsonb,jsonb,jsonb)', 'concord_app');
 select concord_internal.open_to('concord_internal.judge_tokens(concord_internal.request,jsonb,concord_internal.models[])', 'concord_app');
 select concord_internal.open_to('concord_internal.judge_token(text[],concord_internal.token[],text,concord_internal.models,text,text,text)', 'concord_app');

@@ -137,11 +137,13 @@ begin
             where m.id = c.model and m.plain and not m.paused and has_any_column_privilege(concord_internal.caller(), m.rel, 'select')
               and not (m.horizon_epoch = t.epoch and m.horizon_xid >= t.xmax or m.horizon_xid = any (t.xip)))
       or exists (select from (
-           select d.epoch, d.xid from concord_internal.deltas d
+           select d.epoch, d.xid, d.owner from concord_internal.deltas d
             where concord_internal.is_of_row(d.model, d.key, c.model, row_key)
               and (d.tenant = '' or d.tenant = (select (concord.principal()).tenant))
-              and d.epoch >= case when t.xip = '{}' then t.epoch else 0 end and d.xid >= t.xmin
-            order by d.seq desc limit 1) newest where newest.epoch = t.epoch and newest.xid >= t.xmax or newest.xid = any (t.xip))
+              and (d.epoch >= case when t.xip = '{}' then t.epoch else 0 end and d.xid >= t.xmin or d.owner is not null)
+            order by d.seq desc limit 1) newest
+           where newest.epoch = t.epoch and newest.xid >= t.xmax or newest.xid = any (t.xip)
+              or case when newest.owner is not null then newest.owner <> concord_internal.owner_in(c.model) end)
       or exists (select from concord_internal.deltas d
                   where d.key is null and d.op <> 'g' and d.model = c.model and d.xid >= t.xmin
                     and d.epoch >= case when t.xip = '{}' then t.epoch else 0 end

@@ -158,7 +158,7 @@ begin
     if concord_internal.deletes_unlocked(r, models) then
       judged_at := concord_internal.parse_token(concord_internal.observed_now());
     end if;
-    select * into verdict from concord_internal.judge_request(r, models, locked.present, locked.unlocked, texts, tokens, who.kind, who.tenant);
+    verdict := concord_internal.judge_request(r, models, locked.present, locked.unlocked, texts, tokens, who.kind, who.tenant);
     if (verdict.r).refusal is not null then
       return (verdict.r).refusal;
     elsif verdict.unlocked_came then
@@ -259,12 +259,19 @@ create function concord_internal.deleted_unjudged(r concord_internal.request, mo
 returns boolean
 language plpgsql
 as $$
+declare
+  o concord_internal.operation;
+  conflict jsonb;
 begin
-  return exists (
-    select from unnest(r.operations) o
-     where o.type = 'delete' and o.outcome = 'applied'
-       and (o.condition is not null or o.token is not null and o.mode is distinct from 'overwrite')
-       and concord_internal.row_conflict((models[o.m]).id, o.key, null, '{}', judged_at) is not null);
+  foreach o in array r.operations loop
+    continue when o.type <> 'delete' or o.outcome is distinct from 'applied'
+      or o.condition is null and (o.token is null or o.mode is not distinct from 'overwrite');
+    conflict := concord_internal.row_conflict((models[o.m]).id, o.key, null, '{}', judged_at);
+    if conflict is not null then
+      return true;
+    end if;
+  end loop;
+  return false;
 end
 $$;
 

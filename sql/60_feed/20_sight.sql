@@ -6,16 +6,21 @@
 --             A session that was narrowed sees models that it may read.
 --   tenants   deltas of the principal's tenant, and of nobody ('') where the model is shared. Who owns the table sees all.
 --             A change of the whole model belongs to no tenant and shows no row: whoever may select sees it.
---   policies  where row-level security binds the caller, the log can't tell which rows it would be shown: policies judge
---             rows that are there, the log has rows as they were, and no definer may read the user's table. So it sees
---             only what the acting principal wrote itself, and no old values.
+--   policies  where row-level security binds the caller, and is what concord.protect put there, the log answers by the same
+--             rule: it holds the tenant of each row, and its owner. Rows of others that are shared now may have been
+--             otherwise then, so own rows are what is shown; and, without old values, what the acting principal wrote
+--             itself. Of policies that somebody wrote the log can't tell which rows they would show (they judge rows that
+--             are there, the log has rows as they were, and no definer may read the user's table): there a caller sees
+--             only what it wrote itself, without old values.
 --   secrets   fields that are secret now are named, and their values not shown, even if they were logged before.
 create type concord_internal.sight as (
   model integer,
   name text,
   all_tenants boolean,
   shared boolean,
-  own_only boolean,           -- row-level security binds the caller
+  own_only boolean,           -- row-level security binds the caller, and by policies that the log can't follow
+  owned boolean,              -- it does, by an owner rule of concord.protect
+  owner text,                 -- who the caller is there
   fields text[],              -- null: all, also of columns that are gone
   valued text[],              -- fields whose values may be shown where no policy hides the row; null: all
   groups boolean
@@ -32,6 +37,8 @@ declare
   who constant name := concord_internal.caller();
   m concord_internal.models;
   class pg_class;
+  p concord_internal.protections;
+  bound boolean;
   columns text[];
   s concord_internal.sight;
 begin
@@ -48,10 +55,24 @@ begin
   end if;
   s.model := m.id;
   s.name := m.name;
-  s.all_tenants := pg_has_role(who, class.relowner, 'usage');
+  bound := class.relrowsecurity and not (pg_has_role(who, class.relowner, 'usage') and not class.relforcerowsecurity)
+           and not coalesce((select rolsuper or rolbypassrls from pg_roles where rolname = who), false);
+  s.own_only := false;
+  s.owned := false;
+  if bound then
+    select * into p from concord_internal.protections o where o.rel = m.rel;
+    s.own_only := p.id is null or p.predicate is not null or p.tenant_column is distinct from m.tenant_column
+                  or exists (select from pg_policy o where o.polrelid = m.rel and not o.polpermissive and o.polname <> all (concord_internal.policy_names()));
+    s.owned := not s.own_only and p.owner_column is not null and p.writable is null;
+    if s.owned then
+      s.owner := concord_internal.owner_of(concord.principal(), p.delegated);
+      if m.columns->(p.owner_column::text)->>'t' = 'uuid' then
+        s.owner := concord_internal.as_uuid(s.owner);
+      end if;
+    end if;
+  end if;
+  s.all_tenants := not bound and pg_has_role(who, class.relowner, 'usage');
   s.shared := m.tenant = '' and m.tenant_column is null;
-  s.own_only := class.relrowsecurity and not (s.all_tenants and not class.relforcerowsecurity)
-                and not coalesce((select rolsuper or rolbypassrls from pg_roles where rolname = who), false);
   if not has_table_privilege(who, class.oid, 'select') then
     s.fields := columns;
   end if;
@@ -63,6 +84,19 @@ begin
   s.groups := columns @> array(select concord_internal.template_columns(m.groups));
   return s;
 end
+$$;
+
+-- Is a delta of a row the caller's to see?
+create function concord_internal.in_sight(d concord_internal.deltas, s concord_internal.sight, who concord.principal)
+returns boolean
+language sql
+immutable
+as $$
+  select s.model is not null
+     and (d.tenant = '' and s.shared or d.tenant = who.tenant or s.all_tenants) is true
+     and (not s.own_only and not s.owned
+          or s.owned and d.owner = s.owner
+          or d.tenant in (who.tenant, '') and d.actor = who.id and concord_internal.kind_name(d.kind) = who.kind) is true
 $$;
 
 -- The delta as the caller may see it; null where it may not.
@@ -80,13 +114,8 @@ begin
   if s.model is null or d.op = 'g' then
     return null;
   end if;
-  if d.key is not null then
-    if not (s.all_tenants or d.tenant = who.tenant or (d.tenant = '' and s.shared)) then
-      return null;
-    elsif s.own_only and (d.tenant not in (who.tenant, '') or d.actor <> who.id or concord_internal.kind_name(d.kind) <> who.kind)
-          is not false then
-      return null;
-    end if;
+  if d.key is not null and not concord_internal.in_sight(d, s, who) then
+    return null;
   end if;
   if d.fields is not null then
     c.fields := d.fields::text[];
@@ -97,7 +126,7 @@ begin
       end if;
     end if;
   end if;
-  if d.before is not null and not s.own_only and s.valued is distinct from '{}' then
+  if d.before is not null and not s.own_only and (not s.owned or d.owner = s.owner) and s.valued is distinct from '{}' then
     c.before := concord_internal.as_jsonb(d.before);
     if s.valued is not null then
       c.before := (select coalesce(jsonb_object_agg(key, value), '{}') from jsonb_each(c.before) where key = any (s.valued));
@@ -125,4 +154,5 @@ end
 $$;
 
 select concord_internal.open_to('concord_internal.sight(integer)');
+select concord_internal.open_to('concord_internal.in_sight(concord_internal.deltas,concord_internal.sight,concord.principal)');
 select concord_internal.open_to('concord_internal.shown(concord_internal.deltas,concord_internal.sight,concord.principal)');

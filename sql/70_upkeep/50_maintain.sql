@@ -51,6 +51,7 @@ begin
   u := blank.u;
   pruned := jsonb_build_object('receipts', blank.blanked, 'commits', concord_internal.prune_commits(),
                                'held', concord_internal.prune_held(), 'models', concord_internal.prune_models());
+  perform concord_internal.prune_protections();
 
   -- What autovacuum has not brought into deltas_feed yet. No matter if it is busy with that just now.
   for l in

@@ -48,6 +48,8 @@ begin
     select p.oid::regprocedure::text as fn, a.grantee
       from pg_proc p, aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a
      where p.pronamespace = 'concord_internal'::regnamespace and p.prorettype = 'trigger'::regtype and a.grantee <> p.proowner
+       and not exists (select from concord_internal.protections t join pg_class c on c.oid = t.rel  -- see make_stamp_function
+                        where p.oid = to_regprocedure(concord_internal.stamp_function(t.id) || '()') and a.grantee = c.relowner)
      order by 1, 2
   loop
     return next row('error', 'function_open', null,
