@@ -165,9 +165,13 @@ begin
   loop
     execute format('drop trigger %I on %s', t.tgname, t.rel);
   end loop;
-  if p.made_check and exists (select from pg_constraint where conrelid = rel and conname = 'concord_has_tenant') then
-    execute format('alter table %s drop constraint concord_has_tenant', rel);
-  end if;
+  for t in
+    select k.conrelid::regclass as rel from pg_constraint k
+     where p.made_check and k.conname = 'concord_has_tenant' and k.coninhcount = 0
+       and k.conrelid in (select x.rel from concord_internal.relations_protected(unprotect.rel) x) order by k.conrelid <> unprotect.rel
+  loop
+    execute format('alter table %s drop constraint concord_has_tenant', t.rel);
+  end loop;
   perform concord_internal.forget_protection(rel);
 end
 $$;
