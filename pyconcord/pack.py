@@ -334,7 +334,7 @@ def upgrade_plan(
 def uninstall(connection: Connection, *, force: bool = False, drop_roles: bool = False) -> Outcome:
     """Take the pack out, with its log.
 
-    Refused while tables are tracked, unless `force` says to untrack them first; refused while
+    Refused while tables are tracked or protected, unless `force` says to take that off first; refused while
     anything of the user's depends on it (a view over ``concord.changes``, say). The roles belong to
     the whole server and stay, unless `drop_roles` says to drop them too; they stay even then where
     another database uses them.
@@ -350,20 +350,23 @@ def uninstall_plan(
     if there is None:
         return Plan("unchanged", (), None)
     _require_ownership(connection)
-    owned = _tracked(connection)
-    tracked = list(owned)
-    if tracked and not force:
+    protected, tracked = _with_triggers(connection, "protect"), _tracked(connection)
+    in_use = list(protected | tracked)
+    if in_use and not force:
         raise PackError(
-            f"{len(tracked)} tables are tracked ({_some(tracked)}): untrack them, or use force"
+            f"{len(in_use)} tables are tracked or protected ({_some(in_use)}): "
+            "untrack and unprotect them, or use force"
         )
-    foreign = [table for table in tracked if not owned[table]]
+    foreign = [table for table, owned in (protected | tracked).items() if not owned]
     if foreign:
-        raise PackError(f"only their owners can untrack {_some(foreign)}")
+        raise PackError(f"only their owners can untrack and unprotect {_some(foreign)}")
     users = _dependents(connection)
     if users:
         raise PackError(f"the database's own objects depend on concord: {_some(users)}")
-    untrack = [
-        Step(f"select concord.untrack({sql.Literal(table).as_string(None)})") for table in tracked
+    take_off = [
+        Step(f"select concord.{how}({sql.Literal(table).as_string(None)})")
+        for how, tables in (("unprotect", protected), ("untrack", tracked))
+        for table in tables
     ]
     if there.kind == "extension":
         drop = "drop extension concord cascade"
@@ -373,7 +376,7 @@ def uninstall_plan(
     if drop_roles:
         # All or none: nothing in another database depends on concord_service by itself.
         last.append(Step(f"drop role if exists {', '.join(ROLES)}", attempt=True))
-    return Plan("uninstalled", (*untrack, Step(drop), *last), None)
+    return Plan("uninstalled", (*take_off, Step(drop), *last), None)
 
 
 def _require_ownership(connection: Connection) -> None:
@@ -399,17 +402,28 @@ def _tracked(connection: Connection) -> dict[str, bool]:
 
     Whether they are this role's to untrack.
     """
+    left = _with_triggers(connection, "model")  # also what was left of a model, which goes first
+    rows = connection.execute(
+        "select c.oid::regclass::text, pg_has_role(c.relowner, 'usage')"
+        "  from pg_class c where c.oid in (select rel from concord.models) order by 1"
+    ).fetchall()
+    shown = dict(rows)
+    return {table: owned for table, owned in left.items() if table not in shown} | shown
+
+
+def _with_triggers(connection: Connection, kind: str) -> dict[str, bool]:
+    """The tables that triggers of this kind are on, and whether they are this role's."""
     rows = connection.execute(
         """
         select c.oid::regclass::text, pg_has_role(c.relowner, 'usage')
         from pg_class c
-        where c.oid in (select rel from concord.models)
-           or not c.relispartition and exists (
-                select from pg_trigger t join pg_proc p on p.oid = t.tgfoid
-                where t.tgrelid = c.oid and not t.tgisinternal
-                  and p.pronamespace = 'concord_internal'::regnamespace)
-        order by c.oid in (select rel from concord.models), 1  -- what was left of a model before it
-        """
+        where not c.relispartition and exists (
+          select from pg_trigger t join pg_proc p on p.oid = t.tgfoid
+          where t.tgrelid = c.oid and not t.tgisinternal
+            and p.pronamespace = 'concord_internal'::regnamespace and starts_with(p.proname, %s))
+        order by 1
+        """,
+        (f"{kind}_",),
     ).fetchall()
     return dict(rows)
 
@@ -417,8 +431,8 @@ def _tracked(connection: Connection) -> dict[str, bool]:
 def _dependents(connection: Connection) -> list[str]:
     """Objects outside of concord's schemas that CASCADE would take along, less its own.
 
-    What `track` puts on tables goes with `untrack`, and an event trigger on concord's functions is
-    concord's.
+    What `track` and `protect` put on tables goes with their inverses, and an event trigger on
+    concord's functions is concord's.
     """
     rows = connection.execute(_DEPENDENTS).fetchall()
     return [row[0] for row in rows]
@@ -443,6 +457,11 @@ where d.deptype in ('n', 'a')
   and not exists (
     select from pg_trigger t
     where d.classid = 'pg_trigger'::regclass and t.oid = d.objid and t.tgname like 'concord%'
+  )
+  and not exists (
+    select from pg_policy p
+    where d.classid = 'pg_policy'::regclass and p.oid = d.objid
+      and p.polname in ('concord_wall', 'concord_read', 'concord_insert', 'concord_update', 'concord_delete')
   )
 order by 1
 """

@@ -56,6 +56,9 @@ DsnOption = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Sql = Annotated[bool, typer.Option("--sql", help="Print the SQL that it would run, run nothing.")]
+Table = Annotated[
+    str, typer.Argument(help="Its name as in SQL: with its schema or its quotes where they matter.")
+]
 Tenant = Annotated[
     str | None,
     typer.Option(help="Look as this tenant (a trusted login may); owners see every tenant."),
@@ -163,9 +166,19 @@ _NOT_THERE = ("3F000", "42883", "42P01", "42704", "42602")
 _ABOUT_CONCORD = re.compile(r'\bconcord\.|"concord"')
 
 
+def name_hint(table: str) -> str:
+    """What to say where there is no table of this name."""
+    if re.fullmatch(r"[a-z_0-9.]+|.*\".*", table):
+        return ""
+    quoted = '"' + table.replace('"', '""') + '"'
+    return f"\nCapitals and blanks take SQL's quotes: pyconcord … '{quoted}'"
+
+
 _OPTIONS = {"rel": "", "groups": "--group: ", "ignore_fields": "--ignore: "} | {
     "secret_fields": "--secret: ", "tenant_column": "--tenant-column: ", "on_stale": "--on-stale: ",
-    **{name: f"--{name}: " for name in ("name", "tenant", "detail", "since")},
+    "owner_column": "--owner-column: ", "shared_column": "--shared-column: ",
+    "editor_column": "--editor-column: ",
+    **{name: f"--{name}: " for name in ("name", "tenant", "detail", "since", "predicate", "writable", "contract")},
 }  # fmt: skip
 
 

@@ -21,13 +21,11 @@ from pyconcord.cli.session import (
     Json,
     Session,
     Sql,
+    Table,
     call,
     err,
+    name_hint,
 )
-
-Table = Annotated[
-    str, typer.Argument(help="Its name as in SQL: with its schema or its quotes where they matter.")
-]
 
 
 def register(app: typer.Typer) -> None:
@@ -127,10 +125,7 @@ def _run(
     if only_print:
         print(statement.as_string(None) + ";")
         return None
-    quoted = '"' + table.replace('"', '""') + '"'
-    plain = re.fullmatch(r"[a-z_0-9.]+|.*\".*", table)
-    hint = "" if plain else f"\nCapitals and blanks take SQL's quotes: pyconcord … '{quoted}'"
-    with session.answering(hint), session.connect() as connection:
+    with session.answering(name_hint(table)), session.connect() as connection:
         session.patiently(connection, f"{what} {table}", lambda: connection.execute(statement))
         if not show_it:
             return {}

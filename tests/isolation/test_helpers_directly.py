@@ -22,37 +22,41 @@ from tests.isolation.schedule import Session, Story, fails, request, update
 
 # Work out something from their arguments, and look at nothing. The server makes sure: IMMUTABLE.
 COMPUTE = """
-any_value_columns as_jsonb bad_reference bare_conflict beside_statement error_codes first_key
-first_use fits_plainly format_token group_lock has_reference has_seen held_entries id_in_data
-idempotency_lock intersect_tokens is_large json_expression json_object_expression key_data
-key_expression key_object key_statement kind_name most_locks newest_changes notification
-operation_notification operation_problem own_entries premise_problem record_of reference retyped
-row_lock rows_by_key same_json simple_key snapshot_without stable_text tenant_lock top_problem
-trigger_function try_statement typed_statement unequal_statement with_ids without
+any_value_columns as_bigint as_column_type as_jsonb as_uuid bad_reference bare_conflict
+beside_statement comment_columns error_codes first_key first_use fits_plainly format_token
+group_lock has_reference has_seen held_entries id_in_data idempotency_lock intersect_tokens
+is_large json_expression json_object_expression key_data key_expression key_object key_statement
+kind_name most_locks newest_changes notification operation_notification operation_problem
+own_entries owner_of policy_names premise_problem record_of reference retyped row_lock
+rows_by_key rules_of same_json simple_key snapshot_without stable_text stamp_function tenant_lock
+top_problem trigger_function try_statement typed_statement unequal_statement with_ids without
 write_statement
 """
 
 # Run with the caller's own rights.
 INVOKE = """
-add_triggers answer beyond_session caller callers_path canonical_id canonical_key columns_of
-comparable_fields contradiction deleted_unjudged deletes_unlocked demand_owner demand_sight
-equality_of extend_token fail first_bad_value first_missing group_expression judge_request
-judge_sight judge_token judge_tokens key_columns_of labels_of live_model live_models lock_keys
-lock_request lock_rows lock_table lock_targets match_expression match_statement may_find may_lock
-models_of_tables moved_places observed_now parse_request raise_refusal read_row readable_fields
+acting_owner acting_tenant add_triggers answer beyond_session caller callers_path canonical_id
+canonical_key columns_of comparable_fields contradiction deleted_unjudged deletes_unlocked
+demand_contract demand_owner demand_protection demand_sight equality_of extend_token fail
+first_bad_value first_missing group_expression has_index judge_request judge_sight judge_token
+judge_tokens key_columns_of labels_of live_model live_models lock_alone lock_keys lock_request
+lock_rows lock_table lock_targets look make_policies match_expression match_statement may_find
+may_lock models_of_tables moved_places observed_now parse_request policies_of protect_again
+protect_table protection_shown protection_todo raise_refusal read_row readable_fields
 readable_model refresh_model refusal relations_of resolve_request rewrites_rows row_matches
-row_values rows_statement rows_values run_commit run_plain run_whole run_write session_may
-session_operations shape signature signature_when_planned track_model try_values typed_rows
-typed_values unequal_fields unknown_column values_statement write_request write_rows
+row_values rows_of_nobody rows_statement rows_values run_commit run_plain run_whole run_write
+session_may session_operations shape signature signature_when_planned track_model try_values
+typed_rows typed_values unequal_fields unknown_column values_statement write_request write_rows
 """
 
 # Run with Concord's rights, and read.
 READ = """
-bare_relations claimed conflicts_shown demand_model demand_owned_model group_conflict history_of
-is_admin is_service knows_group mints_for_all models_named moved_models moved_rows needs_horizon
-only_left_over out_of_sight owned_model owned_models owns parse_token plain_context plain_moved
-relations_without_triggers replay row_conflict session_in_force session_may_see_group
-sessions_shown setting settings_shown triggers_made_for visible_models
+bare_relations claimed conflicts_shown demand_model demand_owned_model drift_of group_conflict
+history_of is_admin is_service knows_group mints_for_all models_named moved_models moved_rows
+needs_horizon only_left_over out_of_sight owned_model owned_models owns parse_token plain_context
+plain_moved protection_of protections_shown relations_protected relations_without_triggers replay
+row_conflict session_in_force session_may_see_group sessions_shown setting settings_shown
+triggers_made_for visible_models
 """
 
 # Likewise; what they read changes with everybody's work, and says no more than that.
@@ -60,7 +64,8 @@ READ_COUNTERS = "current_identity last_delta_seq stats_shown"
 
 # Run with Concord's rights, and write.
 WRITE = """
-define_model forget_model forget_row record_commit redefine_model seal_model set_paused
+define_model define_protection forget_model forget_protection forget_row note_relation
+record_commit redefine_model seal_model seal_protection set_paused
 """
 
 GROUPS = {
@@ -234,6 +239,12 @@ def pool(token: str) -> dict[str, list[str]]:
         "concord_internal.request": requests,
         "concord_internal.operation": ["null", *(f"({r}).operations[1]" for r in requests[1:])],
         "concord_internal.operation[]": ["null", *(f"({r}).operations" for r in requests[1:])],
+        "concord_internal.protections": [
+            "null",
+            _protection("slides"),
+            _protection("hidden"),
+            _protection("hidden", predicate="true) with check (true); drop table hidden; --"),
+        ],
         "concord_internal.plain_commit": [
             "null",
             f"concord_internal.plain_context({_json(asks[0])})",
@@ -278,6 +289,11 @@ def _plain() -> str:
     )
 
 
+def _protection(table: str, **more: str) -> str:
+    document = {"id": 1, "rel": table, "tenant_column": "deck", "delegated": False} | more
+    return _record("concord_internal.protections", document)
+
+
 def _record(type_name: str, fields: dict[str, Any]) -> str:
     return f"jsonb_populate_record(null::{type_name}, {_json(fields)})"
 
@@ -295,6 +311,7 @@ select jsonb_build_object(
   'models', (select jsonb_agg(m order by id) from concord_internal.models m),
   'group_horizons', (select jsonb_agg(g order by tenant, kind)
                        from concord_internal.group_horizons g),
+  'protections', (select jsonb_agg(p) from concord_internal.protections p),
   'floor', (select jsonb_agg(f) from concord_internal.log_floor f),
   'settings', (select jsonb_agg(s) from concord_internal.settings s),
   'trusted', (select jsonb_agg(t) from concord_internal.trusted_logins t),
@@ -468,6 +485,12 @@ def asked(name: str, types: list[str], token: str) -> Iterator[str]:
         "jsonb": [_json(ask), _json(ask["operations"][0])],
         "regclass": ["'ledger'", "'diary'", "'hidden'"],
         "bytea": ["'\\x'"],
+        "concord_internal.protections": [
+            "null",
+            _protection("slides"),
+            _protection("hidden"),
+            _protection("hidden", predicate="true) with check (true); drop table hidden; --"),
+        ],
         "concord_internal.plain_commit": [
             plain,
             _record("concord_internal.plain_commit", {"model": 2}),

@@ -155,7 +155,7 @@ def test_uninstall_says_what_it_did(db: Database) -> None:
 
 
 def test_uninstall_spares_tracked_tables_unless_told(tracked: Database) -> None:
-    assert "1 tables are tracked" in cli("uninstall", tracked.dsn(), exit=4)
+    assert "1 tables are tracked or protected" in cli("uninstall", tracked.dsn(), exit=4)
     assert "concord.untrack('slides')" in cli("uninstall", tracked.dsn(), "--force", "--sql")
     assert json.loads(cli("models", tracked.dsn(), "--json"))
     cli("uninstall", tracked.dsn(), "--force")
@@ -425,7 +425,7 @@ def test_uninstall_leaves_tables_to_their_owners(db: Database) -> None:
         refused = cli("uninstall", db.dsn("owner"), "--force", exit=4)
     finally:
         connection.execute("revoke concord_owner from owner")
-    assert refused == "pyconcord: only their owners can untrack mine\n"
+    assert refused == "pyconcord: only their owners can untrack and unprotect mine\n"
 
 
 def test_wrong_command_lines(db: Database) -> None:
@@ -475,3 +475,55 @@ def test_version_and_help() -> None:
     assert "\n    130  interrupted\n" in cli("--help")
     for name in ("install", "upgrade", "uninstall", "track", "untrack", "maintain"):
         assert "--sql" in cli(name, "--help")
+
+
+# --- the wall -------------------------------------------------------------------------------------
+
+
+def test_protect_builds_what_it_needs(slides: Database) -> None:
+    slides.connect().execute("alter table slides add tenant text")
+    slides.connect().execute("create policy old on slides using (true)")
+    definition = ["--tenant-column", "tenant", "--writable", '{"update": "any"}']
+    assert "no column" in cli(
+        "protect", "slides", slides.dsn(), *definition, "--owner-column", "author", exit=4
+    )
+    slides.connect().execute("alter table slides add author text")
+    definition += ["--owner-column", "author"]
+    printed = cli("protect", "slides", *definition, "--sql")
+    done = told("protect", "slides", slides.dsn(), *definition)
+    assert done.returncode == 0
+    assert "create index concurrently on public.slides (tenant);" in done.stdout
+    assert "validate constraint concord_has_tenant" in done.stdout
+    assert "policy old has no effect" in done.stderr
+    again = json.loads(cli("protect", "slides", slides.dsn(), *definition, "--json"))
+    assert again["todo"] == []
+    assert again["writable"] == {"update": "any"}
+    slides.connect().execute(printed.encode())
+    assert cli("unprotect", "slides", "--sql") == "select concord.unprotect(rel => 'slides');\n"
+    assert cli("unprotect", "slides", slides.dsn()) == "unprotected: slides\n"
+
+
+def test_protect_says_which_rows_are_nobodys(slides: Database) -> None:
+    slides.connect().execute("alter table slides add tenant text")
+    slides.connect().execute("insert into slides (id) values (1)")
+    done = told("protect", "slides", slides.dsn(), "--tenant-column", "tenant")
+    assert (done.returncode, "validate" in done.stdout) == (0, False)
+    assert "1 rows without tenant: nobody sees them any more" in done.stderr
+    slides.connect().execute("update slides set tenant = 'acme'")
+    done = told("protect", "slides", slides.dsn(), "--tenant-column", "tenant")
+    assert (done.returncode, "validate" in done.stdout, done.stderr) == (0, True, "")
+
+
+def test_doctor_exits_by_what_it_finds(tracked: Database) -> None:
+    connection = tracked.connect()
+    connection.execute("alter table slides add tenant text not null default 'acme'")
+    cli("protect", "slides", tracked.dsn(), "--tenant-column", "tenant")
+    found = json.loads(cli("doctor", tracked.dsn(), "--json"))
+    assert {row["level"] for row in found} == {"warning"}
+    assert "unique_without_tenant" in cli("doctor", tracked.dsn())
+    connection.execute("alter table slides no force row level security")
+    told_so = cli("doctor", tracked.dsn(), exit=1)
+    assert "force_missing" in told_so
+    assert "alter table public.slides force row level security" in told_so
+    connection.execute("alter table slides force row level security")
+    cli("doctor", tracked.dsn())

@@ -40,7 +40,12 @@ def found(session: Session, name: str) -> list[tuple[str, str, str]]:
 @pytest.mark.parametrize(
     ("name", "level", "provoke", "heal"),
     [
-        ("owner_is_application", "error", "grant concord_app to owner", "revoke concord_app from owner"),
+        (
+            "owner_is_application",
+            "error",
+            "grant concord_app to owner",
+            "revoke concord_app from owner",
+        ),
         ("owner_assumable", "error", "grant owner to app2", None),
         ("force_missing", "error", "alter table docs no force row level security", None),
         ("security_off", "error", "alter table docs disable row level security", None),
@@ -49,26 +54,86 @@ def found(session: Session, name: str) -> list[tuple[str, str, str]]:
         ("policy_changed", "error", "alter policy concord_wall on docs using (true)", None),
         ("policy_changed", "error", "alter policy concord_read on docs to app", None),
         ("policy_changed", "error", "drop policy concord_update on docs", None),
-        ("policy_without_effect", "warning", "create policy more on docs using (true)", "drop policy more on docs"),
-        ("stamp_missing", "error", "alter table docs disable trigger concord_stamp", "alter table docs enable trigger concord_stamp"),
+        (
+            "policy_without_effect",
+            "warning",
+            "create policy more on docs using (true)",
+            "drop policy more on docs",
+        ),
+        (
+            "stamp_missing",
+            "error",
+            "alter table docs disable trigger concord_stamp",
+            "alter table docs enable trigger concord_stamp",
+        ),
         ("stamp_missing", "error", "drop trigger concord_stand on docs", None),
-        ("column_gone", "error", "alter table docs rename tenant to org", "alter table docs rename org to tenant"),
+        (
+            "column_gone",
+            "error",
+            "alter table docs rename tenant to org",
+            "alter table docs rename org to tenant",
+        ),
         ("view_open", "error", "create view v as select * from docs", None),
-        ("view_open", "warning", "create view v with (security_invoker) as select * from docs", None),
-        ("copy_open", "error", "create materialized view m as select * from docs; grant select on m to app2", "revoke select on m from app2"),
-        ("foreign_key_without_tenant", "warning", "create table bits (id int, doc int constraint to_docs references docs)", "alter table bits drop constraint to_docs"),
-        ("unique_without_tenant", "warning", "create unique index by_title on docs (title)", "drop index by_title; alter table docs drop constraint docs_pkey; alter table docs add primary key (tenant, id)"),
+        (
+            "view_open",
+            "warning",
+            "create view v with (security_invoker) as select * from docs",
+            None,
+        ),
+        (
+            "copy_open",
+            "error",
+            "create materialized view m as select * from docs; grant select on m to app2",
+            "revoke select on m from app2",
+        ),
+        (
+            "foreign_key_without_tenant",
+            "warning",
+            "create table bits (id int, doc int constraint to_docs references docs)",
+            "alter table bits drop constraint to_docs",
+        ),
+        (
+            "unique_without_tenant",
+            "warning",
+            "create unique index by_title on docs (title)",
+            "drop index by_title; alter table docs drop constraint docs_pkey; alter table docs add primary key (tenant, id)",
+        ),
         ("index_missing", "warning", "select 1", None),
         ("check_not_valid", "warning", "select 1", None),
         ("truncate_granted", "warning", "select 1", None),
-        ("definer_without_path", "error", "create function f() returns int language sql security definer as 'select 1'", "alter function f() set search_path = pg_catalog, pg_temp"),
-        ("log_without_tenant", "warning", "select concord.track('docs')", "select concord.track('docs', tenant_column => 'tenant')"),
-        ("identity_for_all", "error", "alter role app2 set concord.acting = 'x'", "alter role app2 reset concord.acting"),
-        ("login_shared", "warning", "select concord.mint_session('app2', 'user', 'a', tenant => t) from unnest('{acme,zeta}'::text[]) t", "select concord.revoke_session(session) from concord.sessions"),
+        (
+            "definer_without_path",
+            "error",
+            "create function f() returns int language sql security definer as 'select 1'",
+            "alter function f() set search_path = pg_catalog, pg_temp",
+        ),
+        (
+            "log_without_tenant",
+            "warning",
+            "select concord.track('docs')",
+            "select concord.track('docs', tenant_column => 'tenant')",
+        ),
+        (
+            "identity_for_all",
+            "error",
+            "alter role app2 set concord.acting = 'x'",
+            "alter role app2 reset concord.acting",
+        ),
+        (
+            "login_shared",
+            "warning",
+            "select concord.mint_session('app2', 'user', 'a', tenant => t) from unnest('{acme,zeta}'::text[]) t",
+            "select concord.revoke_session(session) from concord.sessions",
+        ),
         ("columns_changed", "warning", "alter table docs add column more int", None),
-        ("trust_lost", "warning", "create role passing; select concord.trust_login('passing'); drop role passing", None),
+        (
+            "trust_lost",
+            "warning",
+            "create role passing; select concord.trust_login('passing'); drop role passing",
+            None,
+        ),
     ],
-)  # fmt: skip
+)
 def test_each_finding(clinic: Wall, name: str, level: str, provoke: str, heal: str | None) -> None:
     admin = clinic.admin()
     if name not in USUAL:
@@ -137,7 +202,9 @@ def test_a_dropped_table_and_late_maintenance(clinic: Wall) -> None:
     ((_, _, remedy), *_) = found(admin, "table_gone")
     admin.run(remedy)
     assert found(admin, "table_gone") == []
-    admin.run("update notes set title = 'x'; update concord_internal.deltas set at = at - interval '3 days'")  # fmt: skip
+    admin.run(
+        "update notes set title = 'x'; update concord_internal.deltas set at = at - interval '3 days'"
+    )
     admin.run("update concord_internal.upkeep set maintained_at = now() - interval '2 days'")
     assert found(admin, "maintenance_late")
     admin.run("select concord.maintain()")

@@ -23,7 +23,9 @@ HELPERS = "select proname::text, proacl::text from pg_proc where pronamespace = 
 
 def test_it_comes_off_again(story: Wall) -> None:
     admin, owner = story.admin(), story.owner()
-    owner.run("create policy old on notes using (true); alter table remarks enable row level security")
+    owner.run(
+        "create policy old on notes using (true); alter table remarks enable row level security"
+    )
     before, helpers = admin.run(LOOKS), admin.run(HELPERS)
     calls = (
         "select concord.protect('notes', 'tenant')",
@@ -79,7 +81,9 @@ def test_what_stands_is_not_touched(wall: Wall) -> None:
     with contended():
         owner.run("select concord.unprotect('docs')")
     reader.run("commit")
-    assert owner.run("select delegated from concord.protected where rel = 'docs'::regclass") == [(False,)]  # fmt: skip
+    assert owner.run("select delegated from concord.protected where rel = 'docs'::regclass") == [
+        (False,)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -156,12 +160,16 @@ def test_only_the_owner(wall: Wall) -> None:
 
 
 def test_nobody_attaches_its_trigger_elsewhere(wall: Wall) -> None:
-    name = wall.value("select concord_internal.stamp_function(id) from concord_internal.protections where rel = 'notes'::regclass")  # fmt: skip
+    name = wall.value(
+        "select concord_internal.stamp_function(id) from concord_internal.protections where rel = 'notes'::regclass"
+    )
     wall.admin().run("create schema lab; grant all on schema lab to app2")
     app2 = wall.bearer("ana")
     app2.run("create table lab.mine (id int, tenant text)")
     with fails("42501"):
-        app2.run(f"create trigger t before insert on lab.mine for each row execute function {name}()")
+        app2.run(
+            f"create trigger t before insert on lab.mine for each row execute function {name}()"
+        )
     assert wall.admin().run("select * from concord.verify() where code = 'function_open'") == []
     wall.admin().run(f"grant execute on function {name}() to app2")
     assert wall.admin().one("select code from concord.verify()") == "function_open"
@@ -189,9 +197,15 @@ def test_partitions(story: Wall) -> None:
     assert ana.run("select id from logs_2") == []
     ana.run("insert into logs (id) values (3)")
     ana.run("insert into logs_2 (id) values (12)")
-    assert ana.run("select id, owner from logs order by id") == [(1, "ana"), (3, "ana"), (12, "ana")]
+    assert ana.run("select id, owner from logs order by id") == [
+        (1, "ana"),
+        (3, "ana"),
+        (12, "ana"),
+    ]
     # One that comes later is open to whoever has a grant on it, until protect is called again.
-    owner.run("create table logs_3 partition of logs for values from (20) to (30); grant select, insert on logs_3 to app2")  # fmt: skip
+    owner.run(
+        "create table logs_3 partition of logs for values from (20) to (30); grant select, insert on logs_3 to app2"
+    )
     with refused("forbidden"):
         ana.run("insert into logs (id, tenant) values (21, 'zeta')")
     owner.run("select concord.protect('logs', 'tenant', 'owner')")
@@ -222,10 +236,13 @@ def test_odd_names(story: Wall) -> None:
         "select concord.protect(%s, %s, %s, %s)", name, "the \"ten'ant%", "ow%Iner $1", "sha red"
     )
     ana = story.bearer("ana")
-    assert ana.run(f"select id from {name.replace('%', '%%')} order by id".replace("%%", "%")) == [(1,), (2,)]  # fmt: skip
+    assert ana.run(f"select id from {name.replace('%', '%%')} order by id".replace("%%", "%")) == [
+        (1,),
+        (2,),
+    ]
     ana.run(f"insert into {name} (id) values (3)")
     with refused("forbidden"):
-        ana.run(f'update {name} set "ow%Iner $1" = \'ben\' where id = 1')
+        ana.run(f"update {name} set \"ow%Iner $1\" = 'ben' where id = 1")
     owner.run("select concord.unprotect(%s)", name)
 
 
@@ -238,11 +255,20 @@ def test_a_dropped_table(wall: Wall) -> None:
     ]
     wall.admin().run("select concord.maintain()")
     assert wall.value("select count(*) from concord_internal.protections") == 3
-    assert wall.value("select count(*) from pg_proc where proname like 'protect\\_%' and prorettype = 'trigger'::regtype") == 3  # fmt: skip
+    assert (
+        wall.value(
+            "select count(*) from pg_proc where proname like 'protect\\_%' and prorettype = 'trigger'::regtype"
+        )
+        == 3
+    )
 
 
 def _comment(**data: Any) -> dict[str, Any]:
-    return {"type": "create", "model": "comments", "data": {"model": "docs", "row_id": "1", "body": "x"} | data}  # fmt: skip
+    return {
+        "type": "create",
+        "model": "comments",
+        "data": {"model": "docs", "row_id": "1", "body": "x"} | data,
+    }
 
 
 def test_comments(story: Wall) -> None:
@@ -259,7 +285,13 @@ def test_comments(story: Wall) -> None:
         ("agent:ben", "reply"),
     ]
     ana.run("update comments set body = 'y' where id = %s", first)
-    for column, value in (("at", "now()"), ("model", "'x'"), ("row_id", "'2'"), ("target", "'{}'"), ("reply_to", "id")):  # fmt: skip
+    for column, value in (
+        ("at", "now()"),
+        ("model", "'x'"),
+        ("row_id", "'2'"),
+        ("target", "'{}'"),
+        ("reply_to", "id"),
+    ):
         with refused("forbidden", "body"):
             ana.run(f"update comments set {column} = {value} where id = %s", first)
     assert ben.run("update comments set body = 'z' where id = %s returning 1", first) == []

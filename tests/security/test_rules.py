@@ -82,7 +82,9 @@ def test_on_behalf_of_opens_nothing_unless_told(wall: Wall) -> None:
     assert agent.run("select id from docs") == [(1,)]
     agent.run("insert into docs (id) values (10)")
     assert agent.run("select owner from docs where id = 10") == [("ana",)]
-    assert wall.bearer("writer", kind="agent", on_behalf_of="agent:x").run("select 1 from docs") == []
+    assert (
+        wall.bearer("writer", kind="agent", on_behalf_of="agent:x").run("select 1 from docs") == []
+    )
 
 
 @pytest.mark.parametrize("table", TABLES)
@@ -106,7 +108,9 @@ def test_inserts_are_stamped(wall: Wall, table: str) -> None:
 def test_no_row_is_given_away_or_planted(wall: Wall, table: str) -> None:
     ana = wall.bearer("ana")
     before = wall.admin().run(f"select * from {table} order by id")
-    columns = ["tenant"] if table == "notes" else ["tenant", "author" if table == "remarks" else "owner"]
+    columns = (
+        ["tenant"] if table == "notes" else ["tenant", "author" if table == "remarks" else "owner"]
+    )
     for column in columns:
         for value in ("'zeta'", "'ben'", "null", "''"):
             with refused("forbidden", column):
@@ -126,7 +130,10 @@ def test_no_row_is_given_away_or_planted(wall: Wall, table: str) -> None:
     assert wall.admin().run(f"select * from {table} order by id") == before
 
 
-@pytest.mark.parametrize(("table", "row"), [("docs", 2), ("pages", 2), ("pages", 3), ("plans", 2), ("remarks", 2), ("notes", 3)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("table", "row"),
+    [("docs", 2), ("pages", 2), ("pages", 3), ("plans", 2), ("remarks", 2), ("notes", 3)],
+)
 def test_rows_of_others_are_not_written(wall: Wall, table: str, row: int) -> None:
     ana = wall.bearer("ana")
     field = "text" if table == "remarks" else "title"

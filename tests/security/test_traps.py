@@ -17,7 +17,7 @@ from tests.security.wall import Wall
         "set concord.acting = E'acme\\x1fuser\\x1fben'",
         "set concord.acting = E'acme\\x1fuser\\x1fben\\x1f'",
         "set concord.session = 'ben'",
-        "set request.jwt.claims = '{\"sub\": \"ben\", \"tenant\": \"acme\"}'",
+        'set request.jwt.claims = \'{"sub": "ben", "tenant": "acme"}\'',
         "set role plain",
         "reset all",
         "set session authorization default",
@@ -94,7 +94,9 @@ def test_a_function_in_where_sees_no_row_of_others(wall: Wall) -> None:
 def test_aggregates_cursors_and_prepared_statements(wall: Wall) -> None:
     """A plan that was made for one principal answers for another."""
     bearer = wall.bearer("ana", login="app2")
-    secret = wall.value("select secret from concord.mint_session('app2', 'user', 'ben', tenant => 'acme')")  # fmt: skip
+    secret = wall.value(
+        "select secret from concord.mint_session('app2', 'user', 'ben', tenant => 'acme')"
+    )
     bearer.run("prepare mine as select array_agg(id order by id) from docs")
     bearer.run("set plan_cache_mode = force_generic_plan")
     assert bearer.one("execute mine") == [1]
@@ -114,8 +116,14 @@ def test_parallel_workers_know_who_acts(wall: Wall) -> None:
         "insert into docs (id, tenant, owner, title) select i, 'acme', 'ana', 't' from generate_series(100, 5000) i; analyze docs"
     )
     ana = wall.bearer("ana")
-    name = "debug_parallel_query" if ana.connection.info.server_version >= 160000 else "force_parallel_mode"  # fmt: skip
-    ana.run(f"set {name} = on; set parallel_setup_cost = 0; set parallel_tuple_cost = 0; set min_parallel_table_scan_size = 0")  # fmt: skip
+    name = (
+        "debug_parallel_query"
+        if ana.connection.info.server_version >= 160000
+        else "force_parallel_mode"
+    )
+    ana.run(
+        f"set {name} = on; set parallel_setup_cost = 0; set parallel_tuple_cost = 0; set min_parallel_table_scan_size = 0"
+    )
     assert ana.one("select count(*) from docs") == 4902
     assert ana.one("select count(*) from docs where (concord.principal()).id = 'ana'") == 4902
 
@@ -196,7 +204,9 @@ def test_the_log(wall: Wall) -> None:
     for id in ("1", "10"):
         assert ben.run("select * from concord.history('docs', %s)", id) == []
     assert ben.run("select * from concord.history('pages', '1')") == []
-    seen = ben.run("select model, id, actor from concord.changes(%s) where op <> 'checkpoint'", token)
+    seen = ben.run(
+        "select model, id, actor from concord.changes(%s) where op <> 'checkpoint'", token
+    )
     assert seen == [("docs", "2", "ben")]
     assert ben.run("select * from concord.conflicts") == []
     own = ana.run("select op, before->>'title' from concord.history('docs', '1')")
@@ -237,7 +247,7 @@ def test_the_log_of_the_tenant(wall: Wall) -> None:
 
 def test_helpers_called_directly(wall: Wall) -> None:
     """They are open to any role that commits: under row-level security they give no row of others away."""
-    ana, ben, token = _busy(wall)
+    _, ben, token = _busy(wall)
     docs = wall.value("select id from concord_internal.models where name = 'docs'")
     for sql in (
         "select concord_internal.row_conflict(%s::int, '1', null, '{title,body}', concord_internal.parse_token(%s))",
@@ -258,16 +268,14 @@ def test_helpers_called_directly(wall: Wall) -> None:
     later = ben.capture()
     moved = "select concord_internal.moved_rows(array[%s::int, %s], array['1', '2'], concord_internal.parse_token(%s))"
     assert [ben.one(moved, docs, docs, t) for t in (token, later)] == [[1, 2], [1]]
-    for t in (token, later):
-        assert "ana" not in json.dumps(
-            ben.run("select concord_internal.history_of(%s, '1', 10)::text", docs)
-        )
-        assert ben.run("select * from concord.history('docs', '1')") == []
+    assert ben.run("select concord_internal.history_of(%s, '1', 10)", docs) == []
 
 
 def test_group_premises_tell_no_writer_of_other_rows(story: Wall) -> None:
     owner = story.owner()
-    owner.run("select concord.track('docs', tenant_column => 'tenant', groups => array['all:{tenant}'])")
+    owner.run(
+        "select concord.track('docs', tenant_column => 'tenant', groups => array['all:{tenant}'])"
+    )
     owner.run("select concord.protect('docs', 'tenant', 'owner')")
     ana, ben = story.bearer("ana"), story.bearer("ben")
     token = ben.capture()
@@ -296,7 +304,13 @@ def test_a_conflict_on_an_own_row_is_told(wall: Wall) -> None:
     with refused("not_found"):
         ana.commit(request(update("docs", 2, title="x"), read_at=token))
     with refused("not_found"):
-        ana.commit(request(update("docs", 1, title="x"), read_at=ana.capture(), reads=[row("docs", 2, readAt=token)]))  # fmt: skip
+        ana.commit(
+            request(
+                update("docs", 1, title="x"),
+                read_at=ana.capture(),
+                reads=[row("docs", 2, readAt=token)],
+            )
+        )
 
 
 def test_a_second_path_in_the_same_process(wall: Wall) -> None:

@@ -38,13 +38,24 @@ select concord.protect('remarks', 'tenant', 'author', editor_column => 'editor',
 class Wall(Story):
     """A story whose actors are logins without trust, each acting by a session of its own."""
 
-    def bearer(self, name: str, *, kind: str = "user", tenant: str = "acme", login: str = "app2",
-               on_behalf_of: str | None = None) -> Session:  # fmt: skip
+    def bearer(
+        self,
+        name: str,
+        *,
+        kind: str = "user",
+        tenant: str = "acme",
+        login: str = "app2",
+        on_behalf_of: str | None = None,
+    ) -> Session:
         """A connection of `login` that acts by a session."""
         secret = self.value(
             "select secret from concord.mint_session(%s, %s, %s, %s, tenant => %s)",
-            login, kind, name, on_behalf_of, tenant,
-        )  # fmt: skip
+            login,
+            kind,
+            name,
+            on_behalf_of,
+            tenant,
+        )
         made = self.session(f"{tenant}.{name}", login)
         made.run("select concord.authenticate(%s, is_local => false)", secret)
         return made
