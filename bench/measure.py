@@ -140,8 +140,9 @@ class Database:
         transactions: int | None = None,
         user: str = LOGIN,
         variables: Mapping[str, object] | None = None,
+        acting: str | None = None,
     ) -> Run:
-        """Run a script so many times, or for as long as the scale says."""
+        """Run a script so many times, or for as long as the scale says; on connections `acting`."""
         scale = self.bench.scale
         count = transactions or scale.transactions
         length = ["-t", str(count)] if count else ["-T", str(scale.seconds)]
@@ -156,7 +157,8 @@ class Database:
                 + [self.bench.server.dsn(self.name, user)],
                 capture_output=True,
                 text=True,
-                env={k: v for k, v in os.environ.items() if not k.startswith("PG")},
+                env={k: v for k, v in os.environ.items() if not k.startswith("PG")}
+                | ({} if acting is None else {"PGOPTIONS": f"-c concord.acting={acting}"}),
             )
             if done.returncode != 0:
                 raise BenchError(f"pgbench in {self.name}: {done.stderr.strip()[-2000:]}")

@@ -433,6 +433,72 @@ def one_group(bench: Bench) -> Iterator[Result]:
     )  # fmt: skip
 
 
+# --- behind the wall ------------------------------------------------------------------------------
+
+TENANTS = 1000
+WALLS = {"wall": "", "own": ", 'owner'"}
+
+
+def make_walled(db: Database, name: str, owner: str | None) -> None:
+    """The ten columns, in tenants t0 to t999, all of user u1; `owner` goes on with protect's call."""
+    fill = FILL.replace(" now() from", f" now(), 't' || i % {TENANTS}, 'u1' from")
+    make_slides(db, name, rows=0)
+    db.run(
+        f"alter table {name} add tenant text, add owner text",
+        f"select concord.track('{name}', tenant_column => 'tenant')",
+        fill.format(name, n=db.bench.scale.rows),
+        f"create index on {name} (tenant, owner, id)",
+        f"grant all on {name} to {LOGIN}",
+    )  # fmt: skip
+    if owner is not None:
+        db.run(f"select concord.protect('{name}', 'tenant'{owner})")
+    db.run("vacuum (freeze, analyze)")
+
+
+@row("protected-page")
+def protected_page(bench: Bench) -> Iterator[Result]:
+    """A tenant's newest 50 rows: by the policies, and with the tenant (and owner) in the query."""
+    page = "select * from {} order by id desc limit 50;\n"
+    by_hand = page.format("open where tenant = 't7'{}")
+    acting = "\x1f".join(("t7", "user", "u1", ""))
+    with bench.database("protected_page") as db:
+        make_walled(db, "open", None)
+        sides = {}
+        for wall, owner in WALLS.items():
+            make_walled(db, wall, owner)
+            sides[wall] = partial(db.pgbench, page.format(wall), acting=acting)
+            text = by_hand.format(" and owner = 'u1'" if owner else "")
+            sides[f"{wall}_by_hand"] = partial(db.pgbench, text, acting=acting)
+        runs = bench.take_turns(sides)
+    for wall in WALLS:
+        yield Result(
+            "protected-page", wall, f"a tenant's page of 50 rows, {TENANTS:,} tenants",
+            "the tenant written by hand, unprotected", "×", 1.3, "at most",
+            *ratios(runs[wall], runs[f"{wall}_by_hand"]), times(**runs),
+        )  # fmt: skip
+
+
+@row("protected-commit")
+def protected_commit(bench: Bench) -> Iterator[Result]:
+    """One guarded update of one field, on a protected table and on the same unprotected."""
+    rows = bench.scale.rows
+    with bench.database("protected_commit") as db:
+        sides = {}
+        for name, owner in {"open": None, **WALLS}.items():
+            make_walled(db, name, owner)
+            script = commit_script(name, rows).replace(
+                "'acme', 'agent', 'agent-' || :client_id", f"'t' || :id % {TENANTS}, 'user', 'u1'"
+            )
+            sides[name] = counted(db, script, token=True)
+        runs = bench.take_turns(sides)
+        assert db.value(COMMITTED) == sum(run.started for name in sides for run in runs[name])
+    for wall in WALLS:
+        yield Result(
+            "protected-commit", wall, "commit of one guarded update, protected", "unprotected",
+            "×", 1.25, "at most", *ratios(runs[wall], runs["open"]), times(**runs),
+        )  # fmt: skip
+
+
 # --- the log --------------------------------------------------------------------------------------
 
 

@@ -334,10 +334,10 @@ def upgrade_plan(
 def uninstall(connection: Connection, *, force: bool = False, drop_roles: bool = False) -> Outcome:
     """Take the pack out, with its log.
 
-    Refused while tables are tracked or protected, unless `force` says to take that off first; refused while
-    anything of the user's depends on it (a view over ``concord.changes``, say). The roles belong to
-    the whole server and stay, unless `drop_roles` says to drop them too; they stay even then where
-    another database uses them.
+    Refused while tables are tracked or protected, unless `force` says to take that off first;
+    refused while anything of the user's depends on it (a view over ``concord.changes``, say). The
+    roles belong to the whole server and stay, unless `drop_roles` says to drop them too; they stay
+    even then where another database uses them.
     """
     return uninstall_plan(connection, force=force, drop_roles=drop_roles).run(connection)
 
@@ -461,7 +461,8 @@ where d.deptype in ('n', 'a')
   and not exists (
     select from pg_policy p
     where d.classid = 'pg_policy'::regclass and p.oid = d.objid
-      and p.polname in ('concord_wall', 'concord_read', 'concord_insert', 'concord_update', 'concord_delete')
+      and p.polname in ('concord_wall', 'concord_read', 'concord_insert',
+                        'concord_update', 'concord_delete')
   )
 order by 1
 """

@@ -178,7 +178,8 @@ _OPTIONS = {"rel": "", "groups": "--group: ", "ignore_fields": "--ignore: "} | {
     "secret_fields": "--secret: ", "tenant_column": "--tenant-column: ", "on_stale": "--on-stale: ",
     "owner_column": "--owner-column: ", "shared_column": "--shared-column: ",
     "editor_column": "--editor-column: ",
-    **{name: f"--{name}: " for name in ("name", "tenant", "detail", "since", "predicate", "writable", "contract")},
+    **{name: f"--{name}: " for name in ("name", "tenant", "detail", "since")},
+    **{name: f"--{name}: " for name in ("predicate", "writable", "contract")},
 }  # fmt: skip
 
 

@@ -53,32 +53,7 @@ return case
   when (who).kind = 'user' then case when (who).id !~ '^(agent|system):' then (who).id end
   else (who).kind || ':' || (who).id end;
 
--- What the policies compare with. Each is asked once in a statement, by a subselect that depends on no row.
-create function concord_internal.acting_tenant()
-returns text
-language plpgsql
-stable
-parallel safe
-set search_path = pg_catalog, pg_temp
-as $$
-begin
-  return (concord.principal()).tenant;
-end
-$$;
-
-create function concord_internal.acting_owner(delegated boolean)
-returns text
-language plpgsql
-stable
-parallel safe
-set search_path = pg_catalog, pg_temp
-as $$
-begin
-  return concord_internal.owner_of(concord.principal(), delegated);
-end
-$$;
-
--- The same for columns of other types. What is no such value is null, and equals nothing.
+-- A tenant or owner for columns of other types than text. What is no such value is null, and equals nothing.
 create function concord_internal.as_uuid(value text)
 returns uuid
 language sql
@@ -105,8 +80,6 @@ return case
 end;
 
 select concord_internal.open_to('concord_internal.owner_of(concord.principal,boolean)', 'public');
-select concord_internal.open_to('concord_internal.acting_tenant()', 'public');
-select concord_internal.open_to('concord_internal.acting_owner(boolean)', 'public');
 select concord_internal.open_to('concord_internal.as_uuid(text)', 'public');
 select concord_internal.open_to('concord_internal.as_bigint(text)', 'public');
 select concord_internal.open_to('concord_internal.as_column_type(text,text)', 'public');

@@ -11,8 +11,8 @@ immutable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  own constant text := quote_ident(p.owner_column) || format(' operator(pg_catalog.=) (select %s)', concord_internal.as_column_type(
-    columns->(p.owner_column::text)->>'t', format('concord_internal.acting_owner(%s)', p.delegated::text)));
+  own constant text := quote_ident(p.owner_column) || format(' operator(pg_catalog.=) (select %s from concord.principal() p)',
+    concord_internal.as_column_type(columns->(p.owner_column::text)->>'t', format('concord_internal.owner_of(p, %s)', p.delegated::text)));
 begin
   read := coalesce(p.predicate, '(' || own || ' or ' || quote_ident(p.shared_column) || ')', case when p.writable is null then own end);
   if p.writable is null then

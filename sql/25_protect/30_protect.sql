@@ -90,6 +90,8 @@ begin
 end
 $$;
 
+-- Each policy asks who acts once in a statement, by a subselect that depends on no row and is planned into it: a function
+-- around it would cost as much again.
 create function concord_internal.make_policies(p concord_internal.protections, rel regclass, path text)
 returns void
 language plpgsql
@@ -98,7 +100,7 @@ as $$
 declare
   columns constant jsonb := concord_internal.columns_of(rel);
   wall constant text := format('%I operator(pg_catalog.=) (select %s)', p.tenant_column,
-    concord_internal.as_column_type(columns->(p.tenant_column::text)->>'t', 'concord_internal.acting_tenant()'));
+    concord_internal.as_column_type(columns->(p.tenant_column::text)->>'t', '(concord.principal()).tenant'));
   rules constant record := concord_internal.rules_of(p, columns);
   policy name;
 begin

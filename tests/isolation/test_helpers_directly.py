@@ -35,7 +35,7 @@ write_statement
 
 # Run with the caller's own rights.
 INVOKE = """
-acting_owner acting_tenant add_triggers answer beyond_session caller callers_path canonical_id
+add_triggers answer beyond_session caller callers_path canonical_id
 canonical_key columns_of comparable_fields contradiction deleted_unjudged deletes_unlocked
 demand_contract demand_owner demand_protection demand_sight equality_of extend_token fail
 first_bad_value first_missing group_expression has_index judge_request judge_sight judge_token

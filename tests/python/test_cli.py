@@ -505,7 +505,7 @@ def test_protect_builds_what_it_needs(slides: Database) -> None:
 
 def test_protect_says_which_rows_are_nobodys(slides: Database) -> None:
     slides.connect().execute("alter table slides add tenant text")
-    slides.connect().execute("insert into slides (id) values (1)")
+    slides.connect().execute("insert into slides (id) values (gen_random_uuid())")
     done = told("protect", "slides", slides.dsn(), "--tenant-column", "tenant")
     assert (done.returncode, "validate" in done.stdout) == (0, False)
     assert "1 rows without tenant: nobody sees them any more" in done.stderr
