@@ -440,7 +440,7 @@ WALLS = {"wall": "", "own": ", 'owner'"}
 
 
 def make_walled(db: Database, name: str, owner: str | None) -> None:
-    """The ten columns, in tenants t0 to t999, all of user u1; `owner` goes on with protect's call."""
+    """The ten columns, in tenants t0 to t999, all of user u1; `owner` ends the call of protect."""
     fill = FILL.replace(" now() from", f" now(), 't' || i % {TENANTS}, 'u1' from")
     make_slides(db, name, rows=0)
     db.run(

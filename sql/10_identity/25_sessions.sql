@@ -16,6 +16,7 @@ create table concord_internal.sessions (
   id text not null,
   on_behalf_of text,
   operations text[],               -- slides.update; null: all
+  groups text[],                   -- deck:abc; null: all
   label text,
   minted_by name not null default session_user,
   minted_at timestamptz not null default clock_timestamp(),

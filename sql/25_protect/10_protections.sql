@@ -25,6 +25,7 @@ create table concord_internal.protections (
   editor_column name,
   delegated boolean not null default false,
   contract text,
+  groups text[] not null default '{}',         -- of the model, as the policies have them
   made_check boolean not null default false,   -- concord_has_tenant is ours
   protected_at timestamptz not null default now()
 );

@@ -128,15 +128,27 @@ begin
   p.id := coalesce(was.id, nextval(pg_get_serial_sequence('concord_internal.protections', 'id')));
   p.protected_at := coalesce(was.protected_at, now());
   p.made_check := coalesce(was.made_check, false);
+  p.groups := concord_internal.groups_of(p.rel);
   insert into concord_internal.protections select p.*
     on conflict (id) do update set
       tenant_column = excluded.tenant_column, owner_column = excluded.owner_column, shared_column = excluded.shared_column,
       predicate = excluded.predicate, writable = excluded.writable, editor_column = excluded.editor_column,
-      delegated = excluded.delegated, contract = excluded.contract;
+      delegated = excluded.delegated, contract = excluded.contract, groups = excluded.groups;
   perform concord_internal.make_stamp_function(p);
   perform concord_internal.log_owner_of(p.rel);
   return p;
 end
+$$;
+
+-- The groups of the caller's table, where it is a model.
+create function concord_internal.groups_of(rel regclass)
+returns text[]
+language sql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  select coalesce((select m.groups from concord_internal.models m where m.rel = groups_of.rel and concord_internal.owns(groups_of.rel)), '{}')
 $$;
 
 -- The log carries the owner of a row: the triggers of its model are made anew.
@@ -345,6 +357,7 @@ $$;
 select concord_internal.open_to('concord_internal.rules_of(concord_internal.protections,jsonb)', 'public');
 select concord_internal.open_to('concord_internal.demand_protection(concord_internal.protections)', 'public');
 select concord_internal.open_to('concord_internal.define_protection(concord_internal.protections)', 'public');
+select concord_internal.open_to('concord_internal.groups_of(regclass)', 'public');
 select concord_internal.open_to('concord_internal.log_owner_of(regclass)');
 select concord_internal.open_to('concord_internal.stamp_function(integer)', 'public');
 select concord_internal.open_to('concord_internal.make_stamp_function(concord_internal.protections)');

@@ -9,7 +9,7 @@ as $$
 begin
   return concord_internal.protect_table(
     row(null, rel, tenant_column, owner_column, shared_column, predicate, writable, editor_column, coalesce(delegated, false), contract,
-        false, now())::concord_internal.protections,
+        '{}', false, now())::concord_internal.protections,
     pg_catalog.current_setting('search_path'));
 end
 $$;
@@ -47,6 +47,7 @@ begin
   end if;
   perform concord_internal.demand_owner(rel);
   was := concord_internal.protection_of(rel);
+  wanted.groups := concord_internal.groups_of(rel);
   stands := to_jsonb(wanted) - array['id', 'made_check', 'protected_at'] = to_jsonb(was) - array['id', 'made_check', 'protected_at']
             and not exists (select from concord_internal.drift_of(rel));
   perform concord_internal.demand_protection(wanted);
@@ -102,6 +103,13 @@ declare
   wall constant text := format('%I operator(pg_catalog.=) (select %s)', p.tenant_column,
     concord_internal.as_column_type(columns->(p.tenant_column::text)->>'t', '(concord.principal()).tenant'));
   rules constant record := concord_internal.rules_of(p, columns);
+  -- What a session may be narrowed to. Without groups it depends on no row, and is asked before any is read.
+  before constant text := case when p.groups = '{}' then '(select not concord_internal.may_be_narrowed() or concord_internal.session_scope('
+                               else 'case when (select concord_internal.may_be_narrowed()) then coalesce(array['
+                                 || (select string_agg(concord_internal.group_expression(g, columns, rel::text), ', ') from unnest(p.groups) g)
+                                 || '] operator(pg_catalog.&&) (select concord_internal.session_scope(' end
+    || quote_literal(p.rel) || '::pg_catalog.regclass, ''';
+  after constant text := case when p.groups = '{}' then ''') is null)' else ''')), true) else true end' end;
   policy name;
 begin
   foreach policy in array concord_internal.policy_names() loop
@@ -113,15 +121,15 @@ begin
   execute format('create policy concord_wall on %s as restrictive using (%s) with check (%s)', rel, wall, wall);
   begin
     perform set_config('search_path', path, true);
-    if rules.read is not null then
-      execute format('create policy concord_read on %s as restrictive for select using (%s)', rel, rules.read);
-    end if;
-    if rules."insert" is not null then
-      execute format('create policy concord_insert on %s as restrictive for insert with check (%s)', rel, rules."insert");
-      execute format('create policy concord_update on %s as restrictive for update using (%s) with check (%s)', rel, rules."update",
-                     case when p.writable->>'update' = 'any' then 'true' else rules."update" end);
-      execute format('create policy concord_delete on %s as restrictive for delete using (%s)', rel, rules."delete");
-    end if;
+    execute format('create policy concord_read on %s as restrictive for select using (%s)', rel,
+                   concat_ws(' and ', '(' || rules.read || ')', before || 'read' || after));
+    execute format('create policy concord_insert on %s as restrictive for insert with check (%s)', rel,
+                   concat_ws(' and ', '(' || rules."insert" || ')', before || 'create' || after));
+    execute format('create policy concord_update on %s as restrictive for update using (%s) with check (%s)', rel,
+                   concat_ws(' and ', '(' || rules."update" || ')', before || 'update' || after),
+                   concat_ws(' and ', case when p.writable->>'update' = 'any' then 'true' else '(' || rules."update" || ')' end, before || 'update' || after));
+    execute format('create policy concord_delete on %s as restrictive for delete using (%s)', rel,
+                   concat_ws(' and ', '(' || rules."delete" || ')', before || 'delete' || after));
     perform set_config('search_path', 'pg_catalog, pg_temp', true);
   exception when syntax_error_or_access_rule_violation or feature_not_supported or data_exception then
     if p.predicate is null then
@@ -244,7 +252,7 @@ language sql
 stable
 set search_path = pg_catalog, pg_temp
 as $$
-  select to_jsonb(p) - array['id', 'made_check'] || counted || jsonb_build_object(
+  select to_jsonb(p) - array['id', 'groups', 'made_check'] || counted || jsonb_build_object(
     'permissive_policies', (select coalesce(jsonb_agg(o.polname order by o.polname), '[]') from pg_policy o
                              where o.polrelid = p.rel and o.polpermissive and o.polname <> 'concord_open'),
     'todo', (select coalesce(jsonb_agg(t), '[]') from concord_internal.protection_todo(p) t))

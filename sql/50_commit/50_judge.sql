@@ -187,7 +187,7 @@ begin
                        join pg_attribute a on a.attrelid = m.rel and a.attnum = dep.refobjsubid
                       where dep.classid = 'pg_policy'::regclass and dep.refclassid = 'pg_class'::regclass and dep.refobjid = m.rel);
     select * into s from concord_internal.sight(model);
-    if s.model is null or s.own_only or s.owned then
+    if s.model is null or s.own_only or s.owned or s.groups_only is not null then
       get diagnostics stack = pg_context;
       if not (concord_internal.called_by(stack, 'concord_internal.row_conflict', 'concord_internal.look', 'concord_internal.judge_request', 'concord_internal.run_whole')
               or concord_internal.called_by(stack, 'concord_internal.row_conflict', 'concord_internal.judge_request', 'concord_internal.run_whole')
@@ -397,7 +397,7 @@ begin
         s := concord_internal.sight(d.model);
         sighted := d.model;
       end if;
-      continue when (s.own_only or s.owned) and not concord_internal.in_sight(d, s::concord_internal.sight, who);
+      continue when (s.own_only or s.owned or s.groups_only is not null) and not concord_internal.in_sight(d, s::concord_internal.sight, who);
     end if;
     told := told + 1;
     exit when told > 40;

@@ -99,7 +99,7 @@ begin
     select distinct (e->>'m')::integer from jsonb_array_elements((kept->'operations') || (kept->'notifications')) e where e ? 'm'
   loop
     select * into s from concord_internal.sight(model);
-    names := case when s.model is null or (s.own_only or s.owned) and not first_role then '{}' else s.valued end;
+    names := case when s.model is null or s.groups_only is not null or (s.own_only or s.owned) and not first_role then '{}' else s.valued end;
     select case when m.secret_fields <> '{}' then
              array(select a.attname from pg_attribute a
                     where a.attrelid = m.rel and a.attnum > 0 and not a.attisdropped and a.attname <> all (m.secret_fields)) end

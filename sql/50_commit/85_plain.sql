@@ -88,7 +88,7 @@ begin
     return null;
   end if;
   who := concord.principal();
-  if who.id is null or concord_internal.session_operations() is not null then
+  if who.id is null or concord_internal.is_narrowed() then
     return null;
   end if;
   c.unguarded := not (given ? 'readAt' or e ? 'readAt');

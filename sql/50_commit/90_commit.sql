@@ -45,7 +45,7 @@ as $$
 declare
   beyond record;
 begin
-  if concord_internal.session_operations() is null then
+  if not concord_internal.may_be_narrowed() then
     return null;
   end if;
   select u.path, u.what into beyond from (
@@ -71,7 +71,8 @@ stable
 security definer
 set search_path = pg_catalog, pg_temp
 as $$
-  select not exists (select from concord_internal.models m
+  select coalesce(grp = any (concord_internal.session_groups()), true)
+     and not exists (select from concord_internal.models m
                       where m.tenant in ((select (concord.principal()).tenant), '') and not concord_internal.session_may(m.name, 'read')
                         and exists (select from unnest(m.groups) g where split_part(g, ':', 1) = split_part(grp, ':', 1)))
 $$;

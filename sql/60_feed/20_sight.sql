@@ -21,9 +21,10 @@ create type concord_internal.sight as (
   own_only boolean,           -- row-level security binds the caller, and by policies that the log can't follow
   owned boolean,              -- it does, by an owner rule of concord.protect
   owner text,                 -- who the caller is there
+  groups_only text[],         -- a session was narrowed to these
   fields text[],              -- null: all, also of columns that are gone
   valued text[],              -- fields whose values may be shown where no policy hides the row; null: all
-  groups boolean
+  groups boolean              -- may be shown
 );
 
 create function concord_internal.sight(model integer)
@@ -71,6 +72,7 @@ begin
       end if;
     end if;
   end if;
+  s.groups_only := concord_internal.session_groups();
   s.all_tenants := not bound and pg_has_role(who, class.relowner, 'usage');
   s.shared := m.tenant = '' and m.tenant_column is null;
   if not has_table_privilege(who, class.oid, 'select') then
@@ -97,6 +99,7 @@ as $$
      and (not s.own_only and not s.owned
           or s.owned and d.owner = s.owner
           or d.tenant in (who.tenant, '') and d.actor = who.id and concord_internal.kind_name(d.kind) = who.kind) is true
+     and (s.groups_only is null or coalesce(d.groups::text[], array[d.grp]) && s.groups_only)
 $$;
 
 -- The delta as the caller may see it; null where it may not.

@@ -24,7 +24,7 @@ begin
       last_model := h.model;
     end if;
     continue when s.model is null or not (s.all_tenants or h.tenant = who.tenant)
-               or ((s.own_only or s.owned) and (h.tenant <> who.tenant or h.kind <> who.kind or h.actor <> who.id) is not false);
+               or ((s.own_only or s.owned or s.groups_only is not null) and (h.tenant <> who.tenant or h.kind <> who.kind or h.actor <> who.id) is not false);
     fields := h.fields;
     if s.fields is not null then
       fields := array(select f from unnest(h.fields) f where f = any (s.fields));

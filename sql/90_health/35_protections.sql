@@ -64,6 +64,9 @@ begin
       return next row('error', 'stamp_missing', p.rel::text, format('%s lacks a trigger of concord, or it is disabled or altered: whose a row is can be changed, or TRUNCATE empties it', r.rel), again)::concord.finding;
     end if;
   end loop;
+  if p.groups <> coalesce((select m.groups from concord_internal.models m where m.rel = p.rel), '{}') then
+    return next row('warning', 'groups_changed', p.rel::text, 'its policies know other groups than the model has: sessions with groups may do nothing here', again)::concord.finding;
+  end if;
   for d in
     select u.col, u.what from (values (p.tenant_column, 'tenant'), (p.owner_column, 'owner'), (p.shared_column, 'shared'), (p.editor_column, 'editor')) u(col, what)
      where u.col is not null and not exists (select from pg_attribute a where a.attrelid = p.rel and a.attname = u.col and not a.attisdropped)
@@ -82,7 +85,7 @@ stable
 set search_path = pg_catalog, pg_temp
 as $$
   select format('select concord.protect(%s);', string_agg(format('%s => %L', e.key, e.value), ', ' order by e.n))
-    from (select * from jsonb_each_text(jsonb_strip_nulls(to_jsonb(p) - array['id', 'made_check', 'protected_at'])) with ordinality) e(key, value, n)
+    from (select * from jsonb_each_text(jsonb_strip_nulls(to_jsonb(p) - array['id', 'groups', 'made_check', 'protected_at'])) with ordinality) e(key, value, n)
 $$;
 
 select concord_internal.open_to('concord_internal.drift_of(regclass)', 'public');

@@ -146,8 +146,8 @@ def test_only_the_owner(wall: Wall) -> None:
             with refused("forbidden"):
                 other.run(f"select {call}")
         for helper in (
-            "concord_internal.protect_table(row(1, 'docs', 'tenant', null, null, null, null, null, false, null, false, now()), 'public')",
-            "concord_internal.define_protection(row(1, 'docs', 'tenant', null, null, null, null, null, false, null, false, now()))",
+            "concord_internal.protect_table(row(1, 'docs', 'tenant', null, null, null, null, null, false, null, '{}', false, now()), 'public')",
+            "concord_internal.define_protection(row(1, 'docs', 'tenant', null, null, null, null, null, false, null, '{}', false, now()))",
             "concord_internal.note_relation('docs', 'docs')",
             "concord_internal.seal_protection('docs', true)",
             "concord_internal.forget_protection('docs')",

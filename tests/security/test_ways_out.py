@@ -34,7 +34,7 @@ def test_uninstall_takes_the_wall_down(story: Wall) -> None:
 
 def test_a_policy_of_the_users_own_is_not_dropped(wall: Wall) -> None:
     wall.owner().run("create policy mine on teams using (member = (select concord.principal()).id)")
-    with pytest.raises(pack.PackError, match="policy mine on table (public.)?teams"):
+    with pytest.raises(pack.PackError, match=r"policy mine on table (public\.)?teams"):
         pack.uninstall(wall.db.connect(), force=True)
 
 
