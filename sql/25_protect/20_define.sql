@@ -196,7 +196,7 @@ begin
     elsif new.%1$I is null%4$s then
       new.%1$I := %3$s;
     elsif new.%1$I <> (%3$s) then
-      perform concord_internal.fail('forbidden', %2$L, 'a row is its author''s: leave the column out, or give what is there by itself');
+      perform concord_internal.fail('forbidden', %2$L, 'a row belongs to who writes it: leave the column out');
     end if;$stamp$, r.col, r.col, concord_internal.as_column_type(columns->(r.col::text)->>'t', r.mine),
       case when columns->(r.col::text)->>'t' = 'text' or columns->(r.col::text)->>'t' like 'character varying%' then format(' or new.%I = ''''', r.col) else '' end);
     keeps := keeps || format($keep$

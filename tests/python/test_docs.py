@@ -109,7 +109,9 @@ def test_every_promise_says_how_and_names_tests_that_exist(number: int) -> None:
     named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", text.partition("**Tests.**")[2])
     assert named, f"{title} names no test"
     for file, function in named:
-        paths = [ROOT / "tests" / room / file for room in ("isolation", "python", "history")]
+        paths = [
+            ROOT / "tests" / room / file for room in ("isolation", "python", "history", "security")
+        ]
         [path] = [path for path in paths if path.exists()]
         assert function in functions_of(path), f"{title}: there is no {file}::{function}"
 
@@ -188,10 +190,31 @@ def test_the_findings_of_verify_are_all_explained() -> None:
     raised = {
         (code, level)
         for path in (ROOT / "sql" / "90_health").glob("*.sql")
+        if path.name not in DOCTOR
         for level, code in re.findall(r"row\('(error|warning)', '(\w+)'", path.read_text())
     }
     text = section(ROOT / "docs" / "operations.md", "What `verify` finds")
     assert set(re.findall(r"^\| `(\w+)` \| (error|warning) \|", text, re.MULTILINE)) == raised
+
+
+DOCTOR = ("35_protections.sql", "50_doctor.sql")
+
+
+def test_the_findings_of_doctor_are_all_explained() -> None:
+    raised = {
+        name
+        for file in DOCTOR
+        for head in re.findall(
+            r"return next row\((.*?)(?:p\.rel::text|null),",
+            (ROOT / "sql" / "90_health" / file).read_text(),
+            re.DOTALL,
+        )
+        for name in re.findall(r"'([a-z]+_[a-z_]+|subscribed)'", head)
+    }
+    text = section(ROOT / "docs" / "security.md", "The doctor")
+    rows = re.findall(r"^\| (`.+`) \| (?:error|warning|error, warning) \|", text, re.MULTILINE)
+    told = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    assert told == raised - {"table_gone"}  # which verify has, too
 
 
 def test_the_settings_are_all_explained_with_their_defaults(db: Database) -> None:
@@ -249,7 +272,7 @@ def test_the_functions_that_are_named_exist(db: Database) -> None:
         text = page.read_text()
         for name in re.findall(r"\bconcord\.([a-z]\w+)", text):
             # A file; a thing said not to be there; what a guide imports under the name `concord`.
-            if name in {"control", "protect"} | imported.get(page.name, set()):
+            if name in {"control"} | imported.get(page.name, set()):
                 continue
             assert name in public, f"{page.name}: concord.{name}"
         for name in re.findall(r"\bconcord_internal\.([a-z]\w+)", text):
