@@ -6,6 +6,7 @@ import json
 
 import psycopg
 import pytest
+from psycopg.types.json import Jsonb
 
 from tests.isolation.schedule import Session, create, fails, group, refused, request, row, update
 from tests.security.wall import Wall
@@ -268,6 +269,10 @@ def test_helpers_called_directly(wall: Wall) -> None:
     later = ben.capture()
     moved = "select concord_internal.moved_rows(array[%s::int, %s], array['1', '2'], concord_internal.parse_token(%s))"
     assert [ben.one(moved, docs, docs, t) for t in (token, later)] == [[1, 2], [1]]
+    for t, other in ((token, True), (later, False)):
+        plain = "select concord_internal.plain_moved(concord_internal.plain_context(%s), %s)"
+        asked = Jsonb(request(update("docs", 2, title="x"), read_at=t))
+        assert [ben.one(plain, asked, id) for id in ("1", "2")] == [True, other]
     assert ben.run("select concord_internal.history_of(%s, '1', 10)", docs) == []
 
 

@@ -12,14 +12,14 @@ create table pages (id int primary key, tenant text, owner text, shared boolean 
 create table plans (id int primary key, tenant text, owner text, team text, title text);
 create table teams (team text, member text);
 create table remarks (id int primary key, tenant text, author text, editor text, text text);
-insert into notes values (1, 'acme', 'n1'), (2, 'acme', 'n2'), (3, 'zeta', 'z1');
+insert into notes values (1, 'acme', 'n1'), (2, 'acme', 'n2'), (3, 'zeta', 'z1'), (4, null, 'lost');
 insert into docs values (1, 'acme', 'ana', 'a1', ''), (2, 'acme', 'ben', 'b1', ''), (3, 'zeta', 'ana', 'z1', ''),
                         (4, 'acme', null, 'nobody''s', ''), (5, null, 'ana', 'nowhere', '');
 insert into pages values (1, 'acme', 'ana', false, 'a1'), (2, 'acme', 'ben', false, 'b1'), (3, 'acme', 'ben', true, 'b2'),
                          (4, 'zeta', 'ben', true, 'z1');
 insert into teams values ('red', 'ana'), ('blue', 'ben');
 insert into plans values (1, 'acme', 'ana', 'red', 'p1'), (2, 'acme', 'ben', 'blue', 'p2'), (3, 'zeta', 'ana', 'red', 'z1');
-insert into remarks values (1, 'acme', 'ana', null, 'r1'), (2, 'acme', 'ben', null, 'r2'), (3, 'zeta', 'ana', null, 'z1');
+insert into remarks values (1, 'acme', 'ana', null, 'r1'), (2, 'acme', 'ben', null, 'r2'), (3, 'zeta', 'ana', null, 'z1'), (4, null, null, null, 'lost');
 select concord.track(t, tenant_column => 'tenant') from unnest('{notes,docs,pages,plans,remarks}'::regclass[]) t;
 grant select, insert, update, delete, truncate on notes, docs, pages, plans, remarks to app, app2, plain;
 grant select on teams to app, app2, plain;
