@@ -120,7 +120,7 @@ begin
   execute format('create policy concord_open on %s using (true) with check (true)', rel);
   execute format('create policy concord_wall on %s as restrictive using (%s) with check (%s)', rel, wall, wall);
   begin
-    perform set_config('search_path', path, true);
+    perform set_config('search_path', case when p.predicate is null then 'pg_catalog, pg_temp' else path end, true);
     execute format('create policy concord_read on %s as restrictive for select using (%s)', rel,
                    concat_ws(' and ', '(' || rules.read || ')', before || 'read' || after));
     execute format('create policy concord_insert on %s as restrictive for insert with check (%s)', rel,

@@ -222,3 +222,19 @@ def test_who_is_told(clinic: Wall) -> None:
             assert clinic.session("other", login).run("select * from concord.doctor()") == []
     finally:
         clinic.admin().run("alter role app nobypassrls")
+
+
+def test_a_subscribed_table(clinic: Wall) -> None:
+    admin = clinic.admin()
+    admin.run("set allow_system_table_mods = on")
+    admin.run(
+        "create subscription sub connection 'dbname=nowhere' publication pub"
+        " with (connect = false, slot_name = none)"
+    )
+    admin.run(
+        "insert into pg_subscription_rel select oid, 'docs'::regclass, 'r', null from pg_subscription"
+        " where subname = 'sub'"
+    )
+    assert {level for level, _, _ in found(admin, "subscribed")} == {"error"}
+    admin.run("drop subscription sub")
+    assert found(admin, "subscribed") == []

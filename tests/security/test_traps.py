@@ -342,3 +342,31 @@ def test_a_second_path_in_the_same_process(wall: Wall) -> None:
             ana.commit(request(operation))
     assert ana.read("docs", 2)["data"] is None
     assert wall.admin().run(everything) == before
+
+
+def test_foreign_keys_do_their_work(wall: Wall) -> None:
+    """Their actions run as the table's owner, past the policies, whoever caused them, and nobody too."""
+    wall.owner().run(
+        """
+        create table folders (tenant text, id int, primary key (tenant, id));
+        insert into folders values ('acme', 1), ('acme', 2), ('acme', 3), ('acme', 4);
+        alter table docs add folder int, add foreign key (tenant, folder) references folders (tenant, id) on update cascade on delete set null (folder);
+        create table bits (id int primary key, tenant text, owner text, folder int,
+                           foreign key (tenant, folder) references folders (tenant, id) on delete cascade);
+        grant select, insert, update, delete on folders, bits to app2;
+        insert into bits values (1, 'acme', 'ana', 4), (2, 'acme', 'ben', 4), (3, 'acme', 'ben', 3);
+        select concord.track('bits', tenant_column => 'tenant');
+        select concord.protect('bits', 'tenant', 'owner');
+        """
+    )
+    admin, ana, nobody = wall.admin(), wall.bearer("ana"), wall.session("nobody", "app2")
+    admin.run("update docs set folder = id where id in (1, 2)")
+    nobody.run("update folders set id = 10 where id = 1")
+    assert admin.run("select folder from docs where id = 1") == [(10,)]
+    ana.run("update folders set id = 20 where id = 2")  # of ben's row, whom the key leaves his tenant
+    assert admin.run("select folder from docs where id = 2") == [(20,)]
+    nobody.run("delete from folders where id = 20")
+    assert admin.run("select folder from docs where id = 2") == [(None,)]
+    assert ana.run("select id from docs") == [(1,)]
+    nobody.run("delete from folders where id = 3")
+    assert admin.run("select id from bits order by id") == [(1,), (2,)]
