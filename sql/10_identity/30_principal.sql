@@ -5,38 +5,56 @@ create type concord.principal as (tenant text, kind text, id text, on_behalf_of 
 comment on type concord.principal is
   'Who acts: tenant, kind (user, agent or system), id, and on whose behalf. All null: nobody.';
 
-create function concord.principal()
+-- What a service stated: nobody, unless it is well formed.
+create function concord_internal.stated(acting text)
+returns concord.principal
+language sql
+immutable
+parallel safe
+return case
+  when split_part(acting, E'\x1f', 1) <> '' and split_part(acting, E'\x1f', 3) <> ''
+       and split_part(acting, E'\x1f', 2) in ('user', 'agent', 'system')
+  then row(split_part(acting, E'\x1f', 1), split_part(acting, E'\x1f', 2), split_part(acting, E'\x1f', 3),
+           nullif(split_part(acting, E'\x1f', 4), ''))::concord.principal end;
+
+-- As whom a login acts that states nothing: by its session, else by its claims. (Restricted: the MAC is over the backend that
+-- asks, which a parallel worker is not.)
+create function concord_internal.proved()
 returns concord.principal
 language plpgsql
 stable
-parallel safe
+parallel restricted
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  acting constant text := current_setting('concord.acting', true);
   who concord.principal;
   s concord_internal.sessions;
 begin
-  if acting is null or acting = '' or not concord_internal.is_service() then
-    if current_setting('concord.session', true) <> '' then
-      s := concord_internal.session_in_force();
-      if s.session is not null then
-        return row(s.tenant, s.kind, s.id, s.on_behalf_of)::concord.principal;
-      end if;
+  if current_setting('concord.session', true) <> '' then
+    s := concord_internal.session_in_force();
+    if s.session is not null then
+      return row(s.tenant, s.kind, s.id, s.on_behalf_of)::concord.principal;
     end if;
-    if current_setting('request.jwt.claims', true) <> '' then
-      select c.tenant, c.kind, c.id, null into who from concord_internal.claimed() c;
-    end if;
-    return who;
   end if;
-  who := row(split_part(acting, E'\x1f', 1), split_part(acting, E'\x1f', 2), split_part(acting, E'\x1f', 3),
-             nullif(split_part(acting, E'\x1f', 4), ''));
-  if who.tenant = '' or who.id = '' or who.kind not in ('user', 'agent', 'system') then
-    return null;
+  if current_setting('request.jwt.claims', true) <> '' then
+    select c.tenant, c.kind, c.id, null into who from concord_internal.claimed() c;
   end if;
   return who;
 end
 $$;
+
+-- An expression and nothing more, so that it is planned into whatever asks: each policy does, and a function of its own in each
+-- transaction would cost what reading a page costs.
+create function concord.principal()
+returns concord.principal
+language sql
+stable
+parallel safe
+return case
+  when coalesce(current_setting('concord.acting', true), '') <> '' and concord_internal.is_service()
+    then concord_internal.stated(current_setting('concord.acting', true))
+  when coalesce(current_setting('concord.session', true), '') <> '' or coalesce(current_setting('request.jwt.claims', true), '') <> ''
+    then concord_internal.proved() end;
 comment on function concord.principal() is
   'Who acts in this statement, as every stamp and check sees it; null for nobody. Open to everyone. What a login
 states (concord.act_as) counts if this database trusts it; any login acts by a session of its own (concord.authenticate), and one that is named by the
@@ -101,6 +119,8 @@ language sql
 immutable
 return case kind when 'u' then 'user' when 'a' then 'agent' when 's' then 'system' end;
 
+select concord_internal.open_to('concord_internal.stated(text)', 'public');
+select concord_internal.open_to('concord_internal.proved()', 'public');
 select concord_internal.open_to('concord.principal()', 'public');
 select concord_internal.open_to('concord.act_as(text,text,text,text,boolean)', 'public');
 select concord_internal.open_to('concord_internal.author()');

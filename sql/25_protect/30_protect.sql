@@ -100,8 +100,6 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   columns constant jsonb := concord_internal.columns_of(rel);
-  wall constant text := format('%I operator(pg_catalog.=) (select %s)', p.tenant_column,
-    concord_internal.as_column_type(columns->(p.tenant_column::text)->>'t', '(concord.principal()).tenant'));
   rules constant record := concord_internal.rules_of(p, columns);
   -- What a session may be narrowed to. Without groups it depends on no row, and is asked before any is read.
   before constant text := case when p.groups = '{}' then '(select not concord_internal.may_be_narrowed() or concord_internal.session_scope('
@@ -118,7 +116,7 @@ begin
     end if;
   end loop;
   execute format('create policy concord_open on %s using (true) with check (true)', rel);
-  execute format('create policy concord_wall on %s as restrictive using (%s) with check (%s)', rel, wall, wall);
+  execute format('create policy concord_wall on %s as restrictive using (%s) with check (%s)', rel, rules.wall, rules.wall);
   begin
     perform set_config('search_path', case when p.predicate is null then 'pg_catalog, pg_temp' else path end, true);
     execute format('create policy concord_read on %s as restrictive for select using (%s)', rel,

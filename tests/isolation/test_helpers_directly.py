@@ -29,8 +29,8 @@ is_large json_expression json_object_expression key_data key_expression key_obje
 kind_name most_locks newest_changes notification operation_allowed operation_notification
 operation_problem own_entries owner_of policy_names premise_problem record_of reference retyped
 row_lock rows_by_key rules_of same_json simple_key snapshot_without stable_text stamp_function
-tenant_lock top_problem trigger_function try_statement typed_statement unequal_statement with_ids
-without write_statement
+stated tenant_lock top_problem trigger_function try_statement typed_statement unequal_statement
+with_ids without write_statement
 """
 
 # Run with the caller's own rights.
@@ -42,12 +42,12 @@ first_missing group_expression has_index is_narrowed judge_request judge_sight j
 judge_tokens key_columns_of labels_of live_model live_models lock_alone lock_keys lock_request
 lock_rows lock_table lock_targets look make_policies match_expression match_statement
 may_be_narrowed may_find may_lock models_of_tables moved_places observed_now parse_request
-policies_of protect_again protect_table protection_shown protection_todo raise_refusal read_row
-readable_fields readable_model refresh_model refusal relations_of resolve_request rewrites_rows
-row_matches row_values rows_of_nobody rows_statement rows_values run_commit run_plain run_whole
-run_write session_groups session_may shape signature signature_when_planned track_model
-try_values typed_rows typed_values unequal_fields unknown_column values_statement write_request
-write_rows
+policies_of protect_again protect_table protection_shown protection_todo proved raise_refusal
+read_row readable_fields readable_model refresh_model refusal relations_of resolve_request
+rewrites_rows row_matches row_values rows_of_nobody rows_statement rows_values run_commit
+run_plain run_whole run_write session_groups session_may shape signature signature_when_planned
+track_model try_values typed_rows typed_values unequal_fields unknown_column values_statement
+write_request write_rows
 """
 
 # Run with Concord's rights, and read.

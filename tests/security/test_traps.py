@@ -363,7 +363,9 @@ def test_foreign_keys_do_their_work(wall: Wall) -> None:
     admin.run("update docs set folder = id where id in (1, 2)")
     nobody.run("update folders set id = 10 where id = 1")
     assert admin.run("select folder from docs where id = 1") == [(10,)]
-    ana.run("update folders set id = 20 where id = 2")  # of ben's row, whom the key leaves his tenant
+    ana.run(
+        "update folders set id = 20 where id = 2"
+    )  # of ben's row, whom the key leaves his tenant
     assert admin.run("select folder from docs where id = 2") == [(20,)]
     nobody.run("delete from folders where id = 20")
     assert admin.run("select folder from docs where id = 2") == [(None,)]
