@@ -21,8 +21,8 @@ begin
   if pg_has_role(session_user, 'pg_database_owner', 'member') then
     return true;
   end if;
-  return exists (select from concord_internal.trusted_logins where login = session_user)
-     and coalesce(pg_has_role(session_user, to_regrole('concord_service'), 'member'), false);
+  perform from concord_internal.trusted_logins where login = session_user;
+  return found and coalesce(pg_has_role(session_user, to_regrole('concord_service'), 'member'), false);
 end
 $$;
 comment on function concord_internal.is_service() is

@@ -54,20 +54,21 @@ return case
   when (who).kind = 'user' then case when (who).id !~ '^(agent|system):' then (who).id end
   else (who).kind || ':' || (who).id end;
 
--- A tenant or owner for columns of other types than text. What is no such value is null, and equals nothing.
+-- A tenant or owner for columns of other types than text, written as Postgres writes it, so that two names are never one. What is
+-- no such value is null, and equals nothing.
 create function concord_internal.as_uuid(value text)
 returns uuid
 language sql
 immutable
 parallel safe
-return case when value ~* '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' then value::uuid end;
+return case when value ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' then value::uuid end;
 
 create function concord_internal.as_bigint(value text)
 returns bigint
 language sql
 immutable
 parallel safe
-return case when value ~ '^-?(0|[1-9][0-9]{0,17})$' then value::bigint end;
+return case when value ~ '^(0|-?[1-9][0-9]{0,17})$' then value::bigint end;
 
 -- A column's kind of value: the SQL of a text as one, or null where the type is none of those.
 create function concord_internal.as_column_type(type text, expression text)

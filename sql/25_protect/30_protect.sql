@@ -101,13 +101,15 @@ as $$
 declare
   columns constant jsonb := concord_internal.columns_of(rel);
   rules constant record := concord_internal.rules_of(p, columns);
-  -- What a session may be narrowed to. Without groups it depends on no row, and is asked before any is read.
-  before constant text := case when p.groups = '{}' then '(select not concord_internal.may_be_narrowed() or concord_internal.session_scope('
-                               else 'case when (select concord_internal.may_be_narrowed()) then coalesce(array['
+  -- What a session may be narrowed to. Said as "is not null", which the planner takes to hold for all rows; of a boolean it
+  -- would expect half of them, and plan a page as if it had to look for it.
+  before constant text := case when p.groups = '{}' then '(select case when not concord_internal.may_be_narrowed() or concord_internal.session_scope('
+                               else 'case when (select concord_internal.may_be_narrowed()) then nullif(coalesce(array['
                                  || (select string_agg(concord_internal.group_expression(g, columns, rel::text), ', ') from unnest(p.groups) g)
                                  || '] operator(pg_catalog.&&) (select concord_internal.session_scope(' end
     || quote_literal(p.rel) || '::pg_catalog.regclass, ''';
-  after constant text := case when p.groups = '{}' then ''') is null)' else ''')), true) else true end' end;
+  after constant text := case when p.groups = '{}' then ''') is null then true end) is not null'
+                              else ''')), true), false) else true end is not null' end;
   policy name;
 begin
   foreach policy in array concord_internal.policy_names() loop

@@ -64,12 +64,9 @@ begin
     select * into p from concord_internal.protections o where o.rel = m.rel;
     s.own_only := p.id is null or p.predicate is not null or p.tenant_column is distinct from m.tenant_column
                   or exists (select from pg_policy o where o.polrelid = m.rel and not o.polpermissive and o.polname <> all (concord_internal.policy_names()));
-    s.owned := not s.own_only and p.owner_column is not null and p.writable is null;
+    s.owned := not s.own_only and p.owner_column is not null and (p.writable is null or p.shared_column is not null);
     if s.owned then
       s.owner := concord_internal.owner_of(concord.principal(), p.delegated);
-      if m.columns->(p.owner_column::text)->>'t' = 'uuid' then
-        s.owner := concord_internal.as_uuid(s.owner);
-      end if;
     end if;
   end if;
   s.groups_only := concord_internal.session_groups();

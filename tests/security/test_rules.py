@@ -199,13 +199,19 @@ def test_columns_of_other_types(story: Wall) -> None:
         "grant select, insert, update on typed to app2;"
         "select concord.protect('typed', 'org', 'who')"
     )
-    known = story.bearer("6F1F1E9E-0000-4000-8000-000000000001", tenant="7")
+    known = story.bearer("6f1f1e9e-0000-4000-8000-000000000001", tenant="7")
     assert known.run("select id from typed") == [(1,)]
     known.run("insert into typed (id) values (3)")
     assert story.admin().run("select org, who::text from typed where id = 3") == [
         (7, "6f1f1e9e-0000-4000-8000-000000000001")
     ]
-    for strange in (story.bearer("ana", tenant="7"), story.bearer("ana", tenant="x")):
+    for strange in (
+        story.bearer("ana", tenant="7"),
+        story.bearer("6f1f1e9e-0000-4000-8000-000000000001", tenant="x"),
+        # Another name for the same value is another name.
+        story.bearer("6F1F1E9E-0000-4000-8000-000000000001", tenant="7"),
+        story.bearer("6f1f1e9e-0000-4000-8000-000000000001", tenant="07"),
+    ):
         assert strange.run("select id from typed") == []
         with refused("forbidden"):
             strange.run("insert into typed (id) values (4)")

@@ -372,3 +372,16 @@ def test_foreign_keys_do_their_work(wall: Wall) -> None:
     assert ana.run("select id from docs") == [(1,)]
     nobody.run("delete from folders where id = 3")
     assert admin.run("select id from bits order by id") == [(1,), (2,)]
+
+
+def test_tracked_after_it_was_protected(wall: Wall) -> None:
+    """The log carries the owner whichever came first."""
+    owner, ana, ben = wall.owner(), wall.bearer("ana"), wall.bearer("ben")
+    owner.run("select concord.untrack('docs')")
+    owner.run("select concord.track('docs', tenant_column => 'tenant')")
+    wall.admin().run("update docs set title = 'x' where id = 1")
+    assert len(ana.run("select * from concord.history('docs', '1')")) == 1
+    assert ben.run("select * from concord.history('docs', '1')") == []
+    owner.run("select concord.unprotect('docs')")
+    wall.admin().run("update docs set title = 'y' where id = 1")
+    assert len(ben.run("select * from concord.history('docs', '1')")) == 2

@@ -227,7 +227,7 @@ class Table:
         mine = (delta.kind, delta.actor) == (who.kind, who.id)
         if self.rule.predicate:
             return mine
-        if self.rule.owned and self.rule.writable is None:
+        if self.rule.owned and (self.rule.writable is None or self.rule.shared):
             me = who.owner(self.rule.delegated)
             return mine or (me is not None and delta.owner == me)
         return True
