@@ -98,8 +98,9 @@ begin
     perform concord_internal.fail('invalid_request', 'writable', 'without owner_column nobody is the author of a row');
   elsif p.predicate is not null and p.shared_column is not null then
     perform concord_internal.fail('invalid_request', 'predicate', 'say in the predicate what is shared, or give shared_column, not both');
-  elsif p.predicate = '' then
-    perform concord_internal.fail('invalid_request', 'predicate', 'a condition over the columns');
+  elsif p.predicate = '' or strpos(p.predicate, ';') > 0 then
+    -- Whoever calls protect again, an administrator for one whom the doctor told to, runs no command of the owner's.
+    perform concord_internal.fail('invalid_request', 'predicate', 'a condition over the columns, without a semicolon');
   end if;
   if p.writable is not null then
     if jsonb_typeof(p.writable) <> 'object' then

@@ -58,11 +58,15 @@ begin
       format('drop policy %I on %s; or make it restrictive', found.polname, found.rel))::concord.finding;
   end loop;
   for found in
-    select distinct c.oid::regclass as rel, c.relkind, r.rolsuper or r.rolbypassrls as unbound, c.relowner::regrole as whom,
+    with recursive readers(rel) as (  -- views of the table, and views of those
+      select unnest(rels)
+      union
+      select w.ev_class from readers d join pg_depend e on e.refobjid = d.rel and e.refclassid = 'pg_class'::regclass and e.classid = 'pg_rewrite'::regclass
+        join pg_rewrite w on w.oid = e.objid)
+    select c.oid::regclass as rel, c.relkind, r.rolsuper or r.rolbypassrls as unbound, c.relowner::regrole as whom,
            coalesce(c.reloptions && '{security_invoker=true,security_invoker=on,security_invoker=1,security_invoker=yes}', false) as invoker,
            coalesce(c.reloptions && '{security_barrier=true,security_barrier=on,security_barrier=1,security_barrier=yes}', false) as barrier
-      from pg_depend d join pg_rewrite w on w.oid = d.objid join pg_class c on c.oid = w.ev_class join pg_roles r on r.oid = c.relowner
-     where d.classid = 'pg_rewrite'::regclass and d.refclassid = 'pg_class'::regclass and d.refobjid = any (rels) and c.relkind in ('v', 'm')
+      from readers d join pg_class c on c.oid = d.rel and c.relkind in ('v', 'm') join pg_roles r on r.oid = c.relowner
      order by 1
   loop
     if found.relkind = 'm' then

@@ -231,10 +231,13 @@ def test_a_subscribed_table(clinic: Wall) -> None:
         "create subscription sub connection 'dbname=nowhere' publication pub"
         " with (connect = false, slot_name = none)"
     )
-    admin.run(
-        "insert into pg_subscription_rel select oid, 'docs'::regclass, 'r', null from pg_subscription"
-        " where subname = 'sub'"
-    )
-    assert {level for level, _, _ in found(admin, "subscribed")} == {"error"}
-    admin.run("drop subscription sub")
+    try:
+        admin.run(
+            "insert into pg_subscription_rel select oid, 'docs'::regclass, 'r', null"
+            " from pg_subscription where subname = 'sub'"
+        )
+        levels = {level for level, _, _ in found(admin, "subscribed")}
+    finally:
+        admin.run("drop subscription sub")
+    assert levels == {"error"}
     assert found(admin, "subscribed") == []

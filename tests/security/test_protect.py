@@ -110,6 +110,7 @@ def test_what_stands_is_not_touched(wall: Wall) -> None:
         ("'docs', 'tenant', 'owner', writable => '{\"insert\": \"own\"}'", "writable.insert"),
         ("'docs', 'tenant', predicate => ''", "predicate"),
         ("'docs', 'tenant', predicate => 'nothing = 1'", "predicate"),
+        ("'docs', 'tenant', predicate => 'true); alter role owner superuser; --'", "predicate"),
         ("'docs', 'tenant', predicate => 'id ='", "predicate"),
         ("'docs', 'tenant', predicate => 'id'", "predicate"),
         ("'docs', 'tenant', predicate => 'count(*) > 1'", "predicate"),
