@@ -2,8 +2,8 @@
 -- concord's rights sits in definer helpers that check the ownership again.
 
 -- Keeps writers out of the table and its partitions, briefly: nobody who writes under the old definition is in flight
--- when the new one begins. Bounded, so that it never queues the application behind itself.
-create function concord_internal.lock_table(rel regclass)
+-- when the new one begins; alone: readers too. Bounded, so that it never queues the application behind itself.
+create function concord_internal.lock_table(rel regclass, alone boolean default false)
 returns void
 language plpgsql
 as $$
@@ -11,7 +11,7 @@ declare
   was constant text := current_setting('lock_timeout');
 begin
   perform set_config('lock_timeout', concord_internal.setting('lock_timeout'), true);
-  execute format('lock table %s in share row exclusive mode', rel);
+  execute format('lock table %s in %s mode', rel, case when alone then 'access exclusive' else 'share row exclusive' end);
   perform set_config('lock_timeout', was, true);
 end
 $$;
@@ -381,7 +381,7 @@ as $$
    where live ? f::text or renamed.c is not null
 $$;
 
-select concord_internal.open_to('concord_internal.lock_table(regclass)', 'public');
+select concord_internal.open_to('concord_internal.lock_table(regclass,boolean)', 'public');
 select concord_internal.open_to('concord.track(regclass,text,name,text,text[],name[],name[],text,jsonb)', 'public');
 select concord_internal.open_to('concord_internal.track_model(regclass,text,name,text,text[],name[],name[],text,jsonb)', 'public');
 select concord_internal.open_to('concord.untrack(regclass)', 'public');

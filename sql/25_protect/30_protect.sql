@@ -55,7 +55,7 @@ begin
   if stands then
     return concord_internal.protection_shown(was, counted);
   end if;
-  perform concord_internal.lock_alone(rel);
+  perform concord_internal.lock_table(rel, true);  -- nobody reads or writes by half a wall
   p := concord_internal.define_protection(wanted);
   execute format('create or replace trigger concord_stamp before insert or update on %s for each row execute function %s()', rel, concord_internal.stamp_function(p.id));
   for part in select r from concord_internal.relations_of(rel) r loop
@@ -73,21 +73,6 @@ begin
   end if;
   perform concord_internal.seal_protection(rel, made_check);
   return concord_internal.protection_shown(p, counted);
-end
-$$;
-
--- Nobody reads or writes by half a wall. Bounded, so that the application does not queue behind it.
-create function concord_internal.lock_alone(rel regclass)
-returns void
-language plpgsql
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-  was constant text := current_setting('lock_timeout');
-begin
-  perform set_config('lock_timeout', concord_internal.setting('lock_timeout'), true);
-  execute format('lock table %s in access exclusive mode', rel);
-  perform set_config('lock_timeout', was, true);
 end
 $$;
 
@@ -159,7 +144,7 @@ begin
   if p.id is null then
     return;
   end if;
-  perform concord_internal.lock_alone(rel);
+  perform concord_internal.lock_table(rel, true);
   for r in select * from concord_internal.relations_protected(rel) loop
     foreach policy in array concord_internal.policy_names() loop
       if exists (select from pg_policy where polrelid = r.rel and polname = policy) then
@@ -278,7 +263,6 @@ comment on view concord.protected is
 
 select concord_internal.open_to('concord.protect(regclass,name,name,name,text,jsonb,name,boolean,text)', 'public');
 select concord_internal.open_to('concord_internal.protect_table(concord_internal.protections,text)', 'public');
-select concord_internal.open_to('concord_internal.lock_alone(regclass)', 'public');
 select concord_internal.open_to('concord_internal.make_policies(concord_internal.protections,regclass,text)', 'public');
 select concord_internal.open_to('concord.unprotect(regclass)', 'public');
 select concord_internal.open_to('concord_internal.rows_of_nobody(concord_internal.protections)', 'public');
