@@ -16,9 +16,15 @@ USUAL = {"unique_without_tenant", "index_missing", "check_not_valid", "truncate_
 @pytest.fixture
 def clinic(story: Wall) -> Iterator[Wall]:
     """One protected table, and the roles and names that a finding is provoked with."""
+    _as_it_was(story)
     story.owner().run("delete from docs where tenant is null or owner is null")
     story.owner().run("select concord.protect('docs', 'tenant', 'owner')")
     yield story
+    _as_it_was(story)
+
+
+def _as_it_was(story: Wall) -> None:
+    """Roles are the whole server's, and other tests grant them things."""
     admin = story.admin()
     for line in (
         "alter role app nosuperuser nobypassrls",
