@@ -50,8 +50,9 @@ comment on function concord.mint_session(name, text, text, text, text, text[], i
   'A secret, shown once, by which login may act (concord.authenticate) as this principal until it expires or is revoked.
 tenant: that of the one who mints; another one only by a superuser, the owner of the database, or a login trusted with
 mints_for_all. operations: what may be done by it, such as {slides.update,slides.create,decks.read}; a write implies the
-read; null: everything. groups: rows of which groups, such as {deck:abc}; null: all. Both hold for commit, read and the log, and on a protected
-table for every statement; a table that is not protected, or not tracked with groups, is out of reach of a session with groups. It grants nothing: the login has the privileges on tables that it has. Ended sessions
+read; null: everything. groups: rows of which groups, such as {deck:abc}; null: all. Both hold for commit, read and the log,
+and on a protected table for every statement; by commit, read and the log a session with groups reaches no table that is not
+protected, or not tracked with groups. It grants nothing: the login has the privileges on tables that it has. Ended sessions
 are forgotten after the setting retention. Only for logins that may state who acts. Errors: forbidden, invalid_request.';
 
 create function concord.authenticate(secret text, is_local boolean default true)
@@ -150,12 +151,8 @@ stable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  s concord_internal.sessions;
+  s constant concord_internal.sessions := concord_internal.acting_session();
 begin
-  if not concord_internal.may_be_narrowed() then
-    return false;
-  end if;
-  s := concord_internal.acting_session();
   return s.operations is not null or s.groups is not null;
 end
 $$;
@@ -188,12 +185,8 @@ stable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  s concord_internal.sessions;
+  s constant concord_internal.sessions := concord_internal.acting_session();
 begin
-  if not concord_internal.may_be_narrowed() then
-    return true;
-  end if;
-  s := concord_internal.acting_session();
   return (s.operations is null or concord_internal.operation_allowed(s.operations, model, operation))
      and (s.groups is null or concord_internal.policies_know_groups(model));
 end

@@ -183,8 +183,8 @@ immutable
 return format('concord_internal.protect_%s', protection);
 
 -- One function for a table's triggers. The table's owner may execute it, since a partition that is made later takes the
--- trigger over with the owner's rights; on another table it would stamp and keep that one's rows, and do no harm. It binds whom row-level security binds, and nobody else: a superuser writes what it
--- likes, and so does a foreign key's cascade.
+-- trigger over with the owner's rights; on another table it would stamp and keep that one's rows, and do no harm. It binds
+-- whom row-level security binds, and nobody else: a superuser writes what it likes, and so does a foreign key's cascade.
 create function concord_internal.make_stamp_function(p concord_internal.protections)
 returns void
 language plpgsql
@@ -270,7 +270,8 @@ language sql
 immutable
 return array['concord_open', 'concord_wall', 'concord_read', 'concord_insert', 'concord_update', 'concord_delete']::name[];
 
--- The policies of a relation, each as a hash over all that it says. On this search_path, so that what is deparsed is the same for everybody.
+-- The policies of a relation, each as a hash over all that it says. On this search_path, so that what is deparsed is the
+-- same for everybody.
 create function concord_internal.policies_of(rel regclass)
 returns jsonb
 language sql

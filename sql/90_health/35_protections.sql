@@ -6,13 +6,8 @@ stable
 security definer
 set search_path = pg_catalog, pg_temp
 as $$
-declare
-  p concord_internal.protections;
 begin
-  if concord_internal.owns(rel) then
-    select * into p from concord_internal.protections o where o.rel = drift_of.rel;
-    return query select * from concord_internal.protection_drift(p);
-  end if;
+  return query select * from concord_internal.protection_drift(concord_internal.protection_of(rel));
 end
 $$;
 

@@ -52,8 +52,8 @@ def test_rows_of_others_in_the_same_tenant(story: Wall) -> None:
 
     work()
     tokens = [ben.capture(), story.admin().one("select concord.capture()")]
-    found_models = story.admin().run("select name, id from concord_internal.models")
-    models: dict[str, int] = {name: id for name, id in found_models}  # noqa: C416
+    rows = story.admin().run("select name, id from concord_internal.models")
+    models: dict[str, int] = dict(rows)
     found = helpers(story, "app2")
     calls = [call for name in READ.split() for call in asked(name, found[name][0], tokens, models)]
     assert len(calls) > 300

@@ -99,10 +99,9 @@ class Run:
                 owner.execute(statement.encode())
             for id in range(0, 48, 2):  # rows of everybody, and of nobody, by the superuser
                 row = self._row(id)
-                values = (row.id, row.tenant, row.owner, row.shared, row.team, row.grp, row.title)
-                if row.tenant is None:  # from before the wall, as it were
+                if row.tenant is None:  # which the CHECK would refuse; nobody is of this tenant
                     row = replace(row, tenant="t9")
-                    values = (row.id, row.tenant, *values[2:])
+                values = (row.id, row.tenant, row.owner, row.shared, row.team, row.grp, row.title)
                 marks = ", ".join(["%s"] * 7)
                 self.admin.execute(
                     f"insert into {name} ({COLUMNS}) values ({marks})".encode(), values
