@@ -15,7 +15,7 @@ from bench import report
 from bench.measure import FULL, QUICK, SETTINGS, Bench, BenchError, Result
 from bench.orms import ROWS
 from pyconcord.embedded import Server, ServerError
-from pyconcord.pack import Files, FilesError, PackError
+from pyconcord.install import Files, FilesError, PackError
 
 TOP = Path(__file__).resolve().parent.parent
 DOCS = TOP / "docs" / "performance.md"

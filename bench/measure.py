@@ -20,9 +20,9 @@ from typing import Any, Literal
 import psycopg
 from psycopg import sql
 
-from pyconcord import pack
+from pyconcord import install
 from pyconcord.embedded import Server
-from pyconcord.pack import Files
+from pyconcord.install import Files
 
 # CPU cost shows when no commit waits for the disk. Vacuum runs between the turns, not at random.
 SETTINGS = {
@@ -191,7 +191,7 @@ class Bench:
             connection.execute(f"create role {LOGIN} login".encode())
             connection.execute(f"create database {TEMPLATE}".encode())
         with psycopg.connect(server.dsn(TEMPLATE)) as connection:
-            pack.install(connection, app_role=LOGIN, service=True, files=files)
+            install.install(connection, app_role=LOGIN, service=True, files=files)
 
     @contextmanager
     def database(self, name: str) -> Iterator[Database]:

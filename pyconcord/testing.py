@@ -27,7 +27,7 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from . import pack
+from . import install
 from ._interfere import Interfere, Interfered
 from .embedded import Server
 
@@ -55,7 +55,7 @@ def concord_dsn(concord_server: str) -> Iterator[str]:
     dsn = make_conninfo(concord_server, dbname=name)
     try:
         with psycopg.connect(dsn, autocommit=True) as connection:
-            pack.install(connection)
+            install.install(connection)
         yield dsn
     finally:
         with psycopg.connect(concord_server, autocommit=True) as connection:

@@ -13,7 +13,7 @@ import psycopg
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from pyconcord import pack
+from pyconcord import install
 from pyconcord.embedded import Server, ServerError
 
 PG_VERSION = int(os.environ.get("PYCONCORD_PG", "18"))
@@ -143,6 +143,6 @@ def drop_logins(connection: psycopg.Connection[Any]) -> None:
 def install_for_tests(dsn: str) -> None:
     """The pack as a superuser installs it, and what the logins may do."""
     with psycopg.connect(dsn) as connection:
-        pack.install(connection, app_role="app", service=True)
-        pack.install(connection, app_role="app2")
+        install.install(connection, app_role="app", service=True)
+        install.install(connection, app_role="app2")
         connection.execute("grant create on schema public to owner")

@@ -19,7 +19,7 @@ from typing import Any
 
 import psycopg
 
-from pyconcord import pack
+from pyconcord import install
 from pyconcord._files import source_files
 from pyconcord.embedded import Server
 
@@ -38,7 +38,7 @@ def main() -> int:
         Server(settings={"fsync": "off"}) as server,
         psycopg.connect(server.dsn(), autocommit=True) as connection,
     ):
-        pack.install(connection)
+        install.install(connection)
         texts = {"reference": reference(connection), "errors": errors(connection)}
     stale = [name for name, text in texts.items() if put(name, text, write=not options.check)]
     for name in stale:

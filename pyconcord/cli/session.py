@@ -20,7 +20,7 @@ from rich.console import Console
 
 from pyconcord.cli.locks import Watch
 from pyconcord.errors import ConcordError, Contended, from_database
-from pyconcord.pack import FilesError, PackError
+from pyconcord.install import FilesError, PackError
 
 T = TypeVar("T")
 Connection = psycopg.Connection[Any]

@@ -29,7 +29,7 @@ from pyconcord.demo.report import Live, Outcome
 from pyconcord.demo.ways import WAYS, Connection, connect
 from pyconcord.demo.workload import ACTORS, Edit, Ref, Value, plan
 from pyconcord.embedded import Server, ServerError, server_version_dirs, state_dir
-from pyconcord.pack import FilesError, PackError
+from pyconcord.install import FilesError, PackError
 
 __all__ = ["DemoError", "main", "run"]
 

@@ -19,7 +19,7 @@ from psycopg.conninfo import make_conninfo
 from psycopg.rows import dict_row
 
 import pyconcord
-from pyconcord import Contended, StaleContext, pack, reads
+from pyconcord import Contended, StaleContext, install, reads
 
 __all__ = ["WAYS", "Connection", "Decision", "Refused", "Row", "Way", "connect"]
 
@@ -163,7 +163,7 @@ class Concord(Way):
     @classmethod
     def prepare(cls, dsn: str) -> None:
         with psycopg.connect(dsn) as conn:
-            pack.install(conn)
+            install.install(conn)
             conn.execute("select concord.track('slides')")
             conn.execute("select concord.track('on_call')")
 

@@ -27,7 +27,7 @@ from typing import Any, Literal, cast
 from alembic.operations import MigrateOperation, Operations
 from psycopg import Connection
 
-from .. import pack
+from .. import install
 from ._calls import administer
 
 logger = logging.getLogger("pyconcord")
@@ -43,7 +43,7 @@ def include_name(name: str | None, type_: str, parent_names: object) -> bool:
 class _ConcordOperation(MigrateOperation):
     """An operation that is the SQL that it runs, and in a script that is written down, that SQL."""
 
-    def __init__(self, run: Callable[[Connection[Any] | None], pack.Plan | str]) -> None:
+    def __init__(self, run: Callable[[Connection[Any] | None], install.Plan | str]) -> None:
         self.run = run
 
 
@@ -58,7 +58,7 @@ def _run(operations: Operations, operation: _ConcordOperation) -> None:
     bind = operations.get_bind()
     driver = cast("Connection[Any]", bind.connection.driver_connection)
     if not isinstance(driver, Connection):
-        raise pack.PackError(f"the pack is installed by psycopg, and this is a {type(driver)}")
+        raise install.PackError(f"the pack is installed by psycopg, and this is a {type(driver)}")
     bind.exec_driver_sql("select 1")  # SQLAlchemy's transaction, and who acts in it, begin
     planned = operation.run(driver)
     if isinstance(planned, str):
@@ -77,7 +77,7 @@ class Install(_ConcordOperation):
     ) -> None:
         """Install the pack, as `pyconcord install` does."""
         operations.invoke(
-            cls(lambda there: pack.install_plan(there, app_role=app_role, service=service))
+            cls(lambda there: install.install_plan(there, app_role=app_role, service=service))
         )
 
 
@@ -87,10 +87,10 @@ class Uninstall(_ConcordOperation):
     def concord_uninstall(cls, operations: Operations, *, force: bool = False) -> None:
         """Take the pack out, with its log; with `force` also while tables are tracked."""
 
-        def plan(there: Connection[Any] | None) -> pack.Plan | str:
+        def plan(there: Connection[Any] | None) -> install.Plan | str:
             if there is None:
                 return f"drop schema {', '.join(OWN_SCHEMAS)} cascade"
-            return pack.uninstall_plan(there, force=force)
+            return install.uninstall_plan(there, force=force)
 
         operations.invoke(cls(plan))
 

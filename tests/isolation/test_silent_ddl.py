@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pyconcord import pack
+from pyconcord import install
 from tests.isolation.schedule import (
     Session,
     Story,
@@ -353,7 +353,7 @@ def test_uninstall_with_a_detached_partition(story: Story) -> None:
     story.tables(PARTED)
     story.psql("alter table parted detach partition high")
     with story.db.connect(autocommit=False) as connection:
-        pack.uninstall(connection, force=True)
+        install.uninstall(connection, force=True)
     assert triggers(story) == 0
     story.psql("insert into high values (12)")
 

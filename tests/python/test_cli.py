@@ -17,7 +17,7 @@ import pytest
 import typer
 
 import pyconcord
-from pyconcord import pack, schemas
+from pyconcord import install, schemas
 from pyconcord.cli.session import Session
 from tests.support import Database, OwnServer
 
@@ -104,7 +104,7 @@ def acting(db: Database) -> psycopg.Connection[Any]:
 
 def test_install_prints_the_script_without_a_connection() -> None:
     printed = cli("install", "--sql", "--app-role", "web", "--service")
-    assert printed == pack.install_plan(app_role="web", service=True).script()
+    assert printed == install.install_plan(app_role="web", service=True).script()
 
 
 def test_in_and_out_again(db: Database) -> None:

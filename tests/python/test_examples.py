@@ -29,7 +29,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.expected_conditions import staleness_of
 from selenium.webdriver.support.wait import WebDriverWait
 
-from pyconcord import pack
+from pyconcord import install
 from tests.pages import Person
 from tests.support import AnyServer, Database
 
@@ -79,7 +79,7 @@ class Site:
             server = self.run("manage.py", "runserver", "--noreload", f"127.0.0.1:{self._port}")
         else:
             with psycopg.connect(self.db.dsn(), autocommit=True) as connection:
-                pack.install(connection)
+                install.install(connection)
             self.does("sample.py")
             server = self.run("-m", "flask", "run", "--port", str(self._port))
         try:

@@ -22,10 +22,10 @@ import pytest
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from pyconcord import pack
+from pyconcord import install
 from pyconcord._files import source_files
 from pyconcord.embedded import copy_installation, scratch_dir, server_version_dirs
-from pyconcord.pack import Files, FilesError, Installed, PackError, Upgrade
+from pyconcord.install import Files, FilesError, Installed, PackError, Upgrade
 from tests.catalog import Snapshot, differences, snapshot
 from tests.support import PG_VERSION, Database, OwnServer
 
@@ -126,12 +126,12 @@ def install_with_psql(database: Database, user: str | None) -> None:
 
 
 def install_with_python(database: Database, user: str | None) -> None:
-    outcome = pack.install(database.connect(user))
+    outcome = install.install(database.connect(user))
     assert (outcome.action, outcome.installed) == ("installed", OBJECTS)
 
 
 def install_with_the_printed_script(database: Database, user: str | None) -> None:
-    run_psql(database, user, stdin=pack.install_plan().script())
+    run_psql(database, user, stdin=install.install_plan().script())
 
 
 Way = Callable[[Database, "str | None"], None]
@@ -186,7 +186,7 @@ def test_every_way_in_works(way: Way, empty: Database) -> None:
     way(empty, None)
     use(empty.connect())
     expected = EXTENSION if way is install_as_extension else OBJECTS
-    assert pack.installed(empty.connect()) == expected
+    assert install.installed(empty.connect()) == expected
 
 
 def test_every_way_in_leads_to_the_same(cluster: OwnServer) -> None:
@@ -254,12 +254,12 @@ def test_an_installer_who_may_make_roles(way: Way, bindir: Path) -> None:
         database = database_of(server, "installer")
         way(database, "installer")
         connection = database.connect("installer")
-        assert concord_roles(connection) == sorted(pack.ROLES)
+        assert concord_roles(connection) == sorted(install.ROLES)
         connection.execute("grant concord_app to app")
-        pack.install(connection, app_role="app")
+        install.install(connection, app_role="app")
         database.connect("app").execute("select concord.principal()")
         use(connection)
-        assert pack.uninstall(connection, force=True).for_administrator == ()
+        assert install.uninstall(connection, force=True).for_administrator == ()
         acl = connection.execute(
             "select count(*) from pg_database, aclexplode(datacl)"
             " where grantee = 'concord_owner'::regrole"
@@ -270,7 +270,7 @@ def test_an_installer_who_may_make_roles(way: Way, bindir: Path) -> None:
 def test_what_is_lacking_is_said_once_and_in_full(bare_cluster: OwnServer) -> None:
     database = database_of(bare_cluster, "installer")
     connection = database.connect("installer")
-    outcome = pack.install(connection, app_role="app", service=True)
+    outcome = install.install(connection, app_role="app", service=True)
     assert (outcome.action, outcome.notices) == ("installed", ())
     assert outcome.for_administrator == (
         "create role concord_app nologin;",
@@ -283,9 +283,9 @@ def test_what_is_lacking_is_said_once_and_in_full(bare_cluster: OwnServer) -> No
         'grant concord_service to "app";',
     )
     # Trying again says the same, and whoever does without a login for it is told the rest.
-    again = pack.install(connection)
+    again = install.install(connection)
     assert (again.action, again.for_administrator) == ("unchanged", outcome.for_administrator[:6])
-    assert pack.install(connection, app_role="app").action == "unchanged"
+    assert install.install(connection, app_role="app").action == "unchanged"
 
 
 def test_psql_is_told_what_is_lacking_too(bare_cluster: OwnServer) -> None:
@@ -303,24 +303,24 @@ def test_psql_is_told_what_is_lacking_too(bare_cluster: OwnServer) -> None:
     ]
 
 
-def run_the_lines(admin: Connection, outcome: pack.Outcome) -> None:
+def run_the_lines(admin: Connection, outcome: install.Outcome) -> None:
     for line in outcome.for_administrator:
         admin.execute(line.encode())
 
 
-def run_the_remedies(admin: Connection, outcome: pack.Outcome) -> None:
+def run_the_remedies(admin: Connection, outcome: install.Outcome) -> None:
     query = "select remedy from concord.verify() where code <> 'trust_lost'"
     for (remedy,) in admin.execute(query).fetchall():
         admin.execute(remedy.encode())
     admin.execute("grant concord_service to app")
 
 
-def install_again(admin: Connection, outcome: pack.Outcome) -> None:
-    again = pack.install(admin, app_role="app", service=True)
+def install_again(admin: Connection, outcome: install.Outcome) -> None:
+    again = install.install(admin, app_role="app", service=True)
     assert (again.action, again.for_administrator) == ("granted", ())
 
 
-Cure = Callable[[Connection, pack.Outcome], None]
+Cure = Callable[[Connection, install.Outcome], None]
 
 
 @pytest.mark.parametrize("cure", [run_the_lines, run_the_remedies, install_again])
@@ -332,7 +332,7 @@ def test_what_was_lacking_is_made_good_later(way: Way, cure: Cure, bindir: Path)
         database = database_of(server, "installer")
         way(database, "installer")
         mine = database.connect("installer")
-        outcome = pack.install(mine, app_role="app", service=True)
+        outcome = install.install(mine, app_role="app", service=True)
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             database.connect("app").execute("select concord.capture()")
         codes = "select code from concord.verify() group by 1 order by 1"
@@ -345,14 +345,14 @@ def test_what_was_lacking_is_made_good_later(way: Way, cure: Cure, bindir: Path)
         app.execute("select concord.capture()")
         assert app.execute("select * from concord.conflicts").fetchall() == []
         assert admin.execute("select * from concord.verify()").fetchall() == []
-        assert pack.install(mine, app_role="app", service=True).for_administrator == ()
+        assert install.install(mine, app_role="app", service=True).for_administrator == ()
 
         # As if a superuser had installed it, and the installer may take it out again.
         fresh = server.db(install=False)
         way(fresh, None)
         assert differences(snapshot(fresh.connect()), snapshot(mine)) == []
         use(mine)
-        pack.uninstall(mine, force=True)
+        install.uninstall(mine, force=True)
 
 
 def test_roles_alone_are_half_of_it(bindir: Path) -> None:
@@ -360,9 +360,9 @@ def test_roles_alone_are_half_of_it(bindir: Path) -> None:
         with psycopg.connect(server.dsn(), autocommit=True) as connection:
             connection.execute("create role installer login")
         database = database_of(server, "installer")
-        pack.install(database.connect("installer"))
+        install.install(database.connect("installer"))
         admin = database.connect()
-        for role in pack.ROLES:
+        for role in install.ROLES:
             admin.execute(f"create role {role} nologin".encode())
         admin.execute("grant concord_app to concord_service, app")
         query = "select level, code from concord.verify()"
@@ -372,7 +372,7 @@ def test_roles_alone_are_half_of_it(bindir: Path) -> None:
         ]
         # The owner may make the grants, and can't give its objects to a role it is no member of.
         mine = database.connect("installer")
-        assert pack.install(mine).for_administrator == (
+        assert install.install(mine).for_administrator == (
             "grant concord_owner to installer;",
             "select concord_internal.settle();",
         )
@@ -425,12 +425,12 @@ def test_an_application_role_is_granted_the_use_of_it(empty: Database) -> None:
         role = sql.Identifier(name)
         connection.execute(sql.SQL("drop role if exists {}").format(role))
         connection.execute(sql.SQL("create role {} login").format(role))
-    pack.install(connection, app_role="first login")
+    install.install(connection, app_role="first login")
     assert is_member(connection, "first login", "concord_app")
     assert not is_member(connection, "first login", "concord_service")
 
     # Again, for another one: nothing but the grants.
-    outcome = pack.install(connection, app_role="second", service=True)
+    outcome = install.install(connection, app_role="second", service=True)
     assert outcome.action == "granted"
     assert is_member(connection, "second", "concord_app")
     assert is_member(connection, "second", "concord_service")
@@ -442,34 +442,34 @@ def test_an_application_role_is_granted_the_use_of_it(empty: Database) -> None:
         row = mine.execute("select concord.principal()").fetchone()
         assert row is not None
         assert ("ada" in str(row[0])) is may
-    assert pack.install(connection).action == "unchanged"
+    assert install.install(connection).action == "unchanged"
 
 
 def test_a_role_that_is_not_there_is_named_and_nothing_installed(empty: Database) -> None:
     connection = empty.connect()
     with pytest.raises(PackError, match="no role 'nobody-of-that-name'"):
-        pack.install(connection, app_role="nobody-of-that-name")
-    assert pack.installed(connection) is None
+        install.install(connection, app_role="nobody-of-that-name")
+    assert install.installed(connection) is None
 
 
 def test_service_without_a_login_is_refused(empty: Database) -> None:
     with pytest.raises(PackError, match="app_role"):
-        pack.install(empty.connect(), service=True)
+        install.install(empty.connect(), service=True)
 
 
 def test_installing_joins_the_callers_transaction(empty: Database) -> None:
     connection = empty.connect(autocommit=False)
-    pack.install(connection)
-    assert pack.installed(connection) == OBJECTS
+    install.install(connection)
+    assert install.installed(connection) == OBJECTS
     connection.rollback()
-    assert pack.installed(connection) is None
+    assert install.installed(connection) is None
 
 
 def test_a_schema_of_that_name_is_not_taken_over(empty: Database) -> None:
     connection = empty.connect()
     connection.execute("create schema concord")
     with pytest.raises(PackError, match="schema concord that is not"):
-        pack.install(connection)
+        install.install(connection)
 
 
 # --- out again ------------------------------------------------------------------------------------
@@ -524,12 +524,12 @@ def test_nothing_is_left_behind(way: Way, empty: Database) -> None:
     with pytest.raises(
         PackError, match=r"3 tables are tracked or protected \(decks, events, slides\)"
     ):
-        pack.uninstall(connection)
-    outcome = pack.uninstall(connection, force=True)
+        install.uninstall(connection)
+    outcome = install.uninstall(connection, force=True)
     assert (outcome.action, outcome.installed) == ("uninstalled", None)
     assert dump(empty) == before
     assert connection.execute("select count(*) from slides").fetchone() == (1,)
-    assert pack.uninstall(connection).action == "unchanged"
+    assert install.uninstall(connection).action == "unchanged"
 
     # And in again.
     way(empty, None)
@@ -539,10 +539,10 @@ def test_nothing_is_left_behind(way: Way, empty: Database) -> None:
 def test_the_printed_script_uninstalls_too(empty: Database) -> None:
     connection = empty.connect()
     before = dump(empty)
-    pack.install(connection)
+    install.install(connection)
     connection.execute('create table "odd \'name" (id int primary key)')
     connection.execute("select concord.track('\"odd ''name\"')")
-    run_psql(empty, None, stdin=pack.uninstall_plan(connection, force=True).script())
+    run_psql(empty, None, stdin=install.uninstall_plan(connection, force=True).script())
     connection.execute('drop table "odd \'name"')
     assert dump(empty) == before
 
@@ -553,13 +553,13 @@ def test_what_the_user_built_on_it_is_not_dropped(way: Way, empty: Database) -> 
     connection = empty.connect()
     connection.execute("create view public.mine as select concord.version() as version")
     with pytest.raises(PackError, match=r"depend on concord: .*view mine"):
-        pack.uninstall(connection, force=True)
+        install.uninstall(connection, force=True)
     connection.execute("drop view public.mine")
     connection.execute("create table public.kept (change concord.change)")
     with pytest.raises(PackError, match=r"depend on concord: .*kept"):
-        pack.uninstall(connection, force=True)
+        install.uninstall(connection, force=True)
     connection.execute("drop table public.kept")
-    assert pack.uninstall(connection).action == "uninstalled"
+    assert install.uninstall(connection).action == "uninstalled"
 
 
 def test_the_owner_of_the_database_takes_out_what_a_superuser_put_in(cluster: OwnServer) -> None:
@@ -567,14 +567,14 @@ def test_the_owner_of_the_database_takes_out_what_a_superuser_put_in(cluster: Ow
     mine, admin = database.connect("installer"), database.connect()
     admin.execute("create extension concord")
     with pytest.raises(PackError, match=r"belongs to postgres.*: a superuser has to uninstall it$"):
-        pack.uninstall(mine)
-    pack.uninstall(admin)
-    pack.install(admin)
+        install.uninstall(mine)
+    install.uninstall(admin)
+    install.install(admin)
     with pytest.raises(PackError, match=r"grant concord_owner to installer;$"):
-        pack.uninstall(mine)
+        install.uninstall(mine)
     admin.execute("grant concord_owner to installer")
     try:
-        assert pack.uninstall(mine).action == "uninstalled"
+        assert install.uninstall(mine).action == "uninstalled"
     finally:
         admin.execute("revoke concord_owner from installer")
 
@@ -583,12 +583,12 @@ def test_the_roles_go_when_asked_and_nothing_else_uses_them(cluster: OwnServer) 
     with OwnServer(bindir=cluster.bindir) as server:
         one, other = server.db(), server.db()
         assert len(concord_roles(one.connect())) == 3
-        (kept,) = pack.uninstall(one.connect(), drop_roles=True).kept
+        (kept,) = install.uninstall(one.connect(), drop_roles=True).kept
         # The other database still uses them.
         assert "cannot be dropped" in kept
         assert f"in database {other.name}" in kept
         assert len(concord_roles(one.connect())) == 3
-        assert pack.uninstall(other.connect(), drop_roles=True).kept == ()
+        assert install.uninstall(other.connect(), drop_roles=True).kept == ()
         assert concord_roles(one.connect()) == []
 
 
@@ -641,17 +641,17 @@ def with_made_up_past() -> tuple[Files, Files]:
 def test_an_upgraded_install_is_a_fresh_one(cluster: OwnServer) -> None:
     old, new = with_made_up_past()
     fresh, upgraded = cluster.db(install=False), cluster.db(install=False)
-    pack.install(fresh.connect())
+    install.install(fresh.connect())
     connection = upgraded.connect()
-    assert pack.install(connection, files=old).installed == Installed("objects", "0.0.9")
+    assert install.install(connection, files=old).installed == Installed("objects", "0.0.9")
     assert differences(snapshot(fresh.connect()), snapshot(connection)) != []
 
     with pytest.raises(PackError, match=r"0\.0\.9.*upgrade"):
-        pack.install(connection, files=new)
-    outcome = pack.upgrade(connection, files=new)
+        install.install(connection, files=new)
+    outcome = install.upgrade(connection, files=new)
     assert (outcome.action, outcome.installed) == ("upgraded", OBJECTS)
     assert differences(snapshot(fresh.connect()), snapshot(connection)) == []
-    assert pack.upgrade(connection, files=new).action == "unchanged"
+    assert install.upgrade(connection, files=new).action == "unchanged"
     use(connection)
 
 
@@ -672,9 +672,9 @@ def test_an_upgraded_extension_is_a_fresh_one(cluster: OwnServer, tmp_path: Path
             shutil.copy(path, directory)
         connection.execute("create extension concord version '0.0.9'")
         with pytest.raises(PackError, match="no files for"):
-            pack.upgrade(connection, files=new)
+            install.upgrade(connection, files=new)
         shutil.copy(added[1], directory)
-        outcome = pack.upgrade(connection, files=new)
+        outcome = install.upgrade(connection, files=new)
     finally:
         for path in added:
             (directory / path.name).unlink(missing_ok=True)
@@ -685,20 +685,20 @@ def test_an_upgraded_extension_is_a_fresh_one(cluster: OwnServer, tmp_path: Path
 
 def test_every_supported_release_upgrades_to_this_one(cluster: OwnServer) -> None:
     fresh = cluster.db(install=False)
-    pack.install(fresh.connect())
+    install.install(fresh.connect())
     for path in sorted((ROOT / "migrations" / "base").glob("concord--*.sql")):
         version = path.stem.removeprefix("concord--")
         control = FILES.control.replace(f"'{FILES.version}'", f"'{version}'")
         connection = cluster.db(install=False).connect()
-        pack.install(connection, files=Files(control, path.read_text(), {}))
-        pack.upgrade(connection)
+        install.install(connection, files=Files(control, path.read_text(), {}))
+        install.upgrade(connection)
         assert differences(snapshot(fresh.connect()), snapshot(connection)) == [], path.name
 
 
 def test_an_upgrade_that_fails_changes_nothing(empty: Database) -> None:
     old, new = with_made_up_past()
     connection = empty.connect()
-    pack.install(connection, files=old)
+    install.install(connection, files=old)
     before = snapshot(connection)
     (step,) = new.upgrades.values()
     for script, error in (
@@ -709,7 +709,7 @@ def test_an_upgrade_that_fails_changes_nothing(empty: Database) -> None:
         broken = dataclasses.replace(step, sql=script)
         files = dataclasses.replace(new, upgrades={(step.source, step.target): broken})
         with pytest.raises(error):
-            pack.upgrade(connection, files=files)
+            install.upgrade(connection, files=files)
         assert differences(before, snapshot(connection)) == []
 
 
@@ -729,7 +729,7 @@ def test_upgrades_take_the_fewest_scripts() -> None:
 
 def test_there_is_nothing_to_upgrade_in_an_empty_database(empty: Database) -> None:
     with pytest.raises(PackError, match="install"):
-        pack.upgrade(empty.connect())
+        install.upgrade(empty.connect())
 
 
 # --- the files ------------------------------------------------------------------------------------
@@ -737,7 +737,7 @@ def test_there_is_nothing_to_upgrade_in_an_empty_database(empty: Database) -> No
 
 def test_the_script_calls_itself_what_its_file_is_called(empty: Database) -> None:
     connection = empty.connect()
-    pack.install(connection)
+    install.install(connection)
     assert connection.execute("select concord.version()").fetchone() == (FILES.version,)
 
 
@@ -778,7 +778,9 @@ def test_the_wheel_carries_the_pack(wheel: Path, tmp_path: Path) -> None:
     assert "pyconcord/schemas/request.schema.json" in names
     assert not any(name.split("/")[0] in ("tests", "sql", "tools", "bench") for name in names)
 
-    program = "from pyconcord import pack; print(pack.__file__); print(pack.script(), end='')"
+    program = (
+        "from pyconcord import install; print(install.__file__); print(install.script(), end='')"
+    )
     done = subprocess.run(
         [sys.executable, "-c", program],
         cwd=tmp_path,

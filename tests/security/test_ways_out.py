@@ -8,7 +8,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from pyconcord import pack
+from pyconcord import install
 from tests.isolation.schedule import refused
 from tests.security.test_protect import LOOKS
 from tests.security.wall import PROTECT, Wall
@@ -26,16 +26,16 @@ def test_uninstall_takes_the_wall_down(story: Wall) -> None:
         if statement.strip():
             owner.run(statement)
     connection = story.db.connect()
-    with pytest.raises(pack.PackError, match="5 tables are tracked or protected"):
-        pack.uninstall(connection)
-    assert pack.uninstall(connection, force=True).action == "uninstalled"
+    with pytest.raises(install.PackError, match="5 tables are tracked or protected"):
+        install.uninstall(connection)
+    assert install.uninstall(connection, force=True).action == "uninstalled"
     assert admin.run(LOOKS) == bare
 
 
 def test_a_policy_of_the_users_own_is_not_dropped(wall: Wall) -> None:
     wall.owner().run("create policy mine on teams using (member = (select concord.principal()).id)")
-    with pytest.raises(pack.PackError, match=r"policy mine on table (public\.)?teams"):
-        pack.uninstall(wall.db.connect(), force=True)
+    with pytest.raises(install.PackError, match=r"policy mine on table (public\.)?teams"):
+        install.uninstall(wall.db.connect(), force=True)
 
 
 def test_dump_and_restore(wall: Wall, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from django.db.migrations.operations.base import Operation
 
-from ... import pack
+from ... import install
 from .._calls import administer
 from .identity import option
 
@@ -47,7 +47,7 @@ class Install(ConcordOperation):
             return
         role = option("APP_ROLE")
         there = _driver(schema_editor)
-        _run(schema_editor, pack.install_plan(there, app_role=role, service=role is not None))
+        _run(schema_editor, install.install_plan(there, app_role=role, service=role is not None))
 
     def database_backwards(
         self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any
@@ -58,7 +58,7 @@ class Install(ConcordOperation):
         if there is None:
             schema_editor.execute("drop schema concord, concord_internal cascade")
         else:
-            _run(schema_editor, pack.uninstall_plan(there))
+            _run(schema_editor, install.uninstall_plan(there))
 
     def describe(self) -> str:
         return "Install Concord"
@@ -158,7 +158,7 @@ def _driver(schema_editor: Any) -> Any:
     return schema_editor.connection.connection
 
 
-def _run(schema_editor: Any, plan: pack.Plan) -> None:
+def _run(schema_editor: Any, plan: install.Plan) -> None:
     if schema_editor.collect_sql:
         for step in plan.steps:
             schema_editor.execute(step.sql, None)

@@ -11,7 +11,7 @@ import typer
 from pyconcord import schemas
 from pyconcord.cli.output import emit
 from pyconcord.cli.session import Connection, Dsn, DsnOption, Exit, Json, Session, Sql, err
-from pyconcord.pack import Outcome, Plan, install_plan, uninstall_plan, upgrade_plan
+from pyconcord.install import Outcome, Plan, install_plan, uninstall_plan, upgrade_plan
 
 
 def register(app: typer.Typer) -> None:
