@@ -14,11 +14,12 @@ import psycopg
 Snapshot = dict[str, str]
 
 
-def snapshot(connection: psycopg.Connection[Any]) -> Snapshot:
-    """Everything in the schemas concord and concord_internal, and what else is concord's."""
+def snapshot(connection: psycopg.Connection[Any], *schemas: str) -> Snapshot:
+    """Everything in the schemas, and what else is theirs; by default in concord's own."""
     found: Snapshot = {}
+    names = ", ".join(f"'{name}'" for name in schemas or ("concord", "concord_internal"))
     for kind, query in _QUERIES.items():
-        for identity, definition in connection.execute(_SCHEMAS + query):
+        for identity, definition in connection.execute(f"{_SCHEMAS.format(names)}{query}".encode()):
             key = f"{kind} {identity}"
             assert key not in found, key
             found[key] = definition
@@ -40,7 +41,7 @@ def differences(one: Snapshot, other: Snapshot) -> list[str]:
 
 _SCHEMAS = """
 with schemas as (
-  select oid, nspname from pg_namespace where nspname in ('concord', 'concord_internal')
+  select oid, nspname from pg_namespace where nspname in ({})
 )
 """
 

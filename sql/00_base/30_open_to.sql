@@ -15,9 +15,9 @@ language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-  execute format('revoke all on function %s from public', fn);
+  execute format('revoke all on routine %s from public', fn);
   if 'public' = any (grantees) then
-    execute format('grant execute on function %s to public', fn);
+    execute format('grant execute on routine %s to public', fn);
   end if;
   insert into concord_internal.openings select 'execute', fn::text, g from unnest(grantees) g where g <> 'public'
     on conflict do nothing;

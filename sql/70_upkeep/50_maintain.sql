@@ -52,6 +52,7 @@ begin
   pruned := jsonb_build_object('receipts', blank.blanked, 'commits', concord_internal.prune_commits(),
                                'held', concord_internal.prune_held(), 'models', concord_internal.prune_models());
   perform concord_internal.prune_protections();
+  perform concord_internal.prune_packs();
 
   -- What autovacuum has not brought into deltas_feed yet. No matter if it is busy with that just now.
   for l in

@@ -33,7 +33,7 @@ begin
         from pg_type t join pg_class c on c.oid = t.typrelid and c.relkind = 'c'
        where t.typnamespace in ('concord'::regnamespace, 'concord_internal'::regnamespace) and t.typowner <> 'concord_owner'::regrole
       union all
-      select format('alter function %s owner to concord_owner', p.oid::regprocedure), 4
+      select format('alter routine %s owner to concord_owner', p.oid::regprocedure), 4
         from pg_proc p
        where p.pronamespace in ('concord'::regnamespace, 'concord_internal'::regnamespace) and p.proowner <> 'concord_owner'::regrole
     ) commands (c, step)

@@ -9,7 +9,7 @@ begin
     select p.oid::regprocedure as fn from pg_proc p
      where p.pronamespace in ('concord'::regnamespace, 'concord_internal'::regnamespace) and p.proacl is null
   loop
-    execute format('revoke all on function %s from public', left_over.fn);
+    execute format('revoke all on routine %s from public', left_over.fn);
   end loop;
   perform concord_internal.hand_over();
 

@@ -23,42 +23,44 @@ from tests.isolation.schedule import Session, Story, fails, request, update
 # Work out something from their arguments, and look at nothing. The server makes sure: IMMUTABLE.
 COMPUTE = """
 any_value_columns as_bigint as_column_type as_jsonb as_uuid bad_reference bare_conflict
-beside_statement comment_columns error_codes first_key first_use fits_plainly format_token
-group_lock has_reference has_seen held_entries id_in_data idempotency_lock intersect_tokens
-is_large json_expression json_object_expression key_data key_expression key_object key_statement
-kind_name most_locks newest_changes notification operation_allowed operation_notification
-operation_problem own_entries owner_of policy_names premise_problem record_of reference retyped
-row_lock rows_by_key rules_of same_json simple_key snapshot_without stable_text stamp_function
-stated tenant_lock top_problem trigger_function try_statement typed_statement unequal_statement
-with_ids without write_statement
+beside_statement but_fills comment_columns error_codes first_key first_use fits_plainly
+format_token group_lock has_reference has_seen held_entries id_in_data idempotency_lock
+intersect_tokens is_large json_expression json_object_expression key_data key_expression
+key_object key_statement kind_name most_locks newest_changes notification operation_allowed
+operation_notification operation_problem own_entries owner_of policy_names premise_problem
+record_of reference retyped row_lock rows_by_key rules_of same_json simple_key snapshot_without
+stable_text stamp_function stated tenant_lock top_problem trigger_function try_statement
+typed_statement unequal_statement with_ids without write_statement
 """
 
 # Run with the caller's own rights.
 INVOKE = """
 acting_session add_triggers answer beyond_session caller callers_path canonical_id canonical_key
 columns_of comparable_fields contradiction deleted_unjudged deletes_unlocked demand_contract
-demand_owner demand_protection demand_sight equality_of extend_token fail first_bad_value
-first_missing group_expression has_index is_narrowed judge_request judge_sight judge_token
-judge_tokens key_columns_of labels_of live_model live_models lock_keys lock_request
-lock_rows lock_table lock_targets look make_policies match_expression match_statement
-may_be_narrowed may_find may_lock models_of_tables moved_places observed_now parse_request
-policies_of protect_again protect_table protection_shown protection_todo proved raise_refusal
-read_row readable_fields readable_model refresh_model refusal relations_of resolve_request
-rewrites_rows row_matches row_values rows_of_nobody rows_statement rows_values run_commit
-run_plain run_whole run_write session_groups session_may shape signature signature_when_planned
-track_model try_values typed_rows typed_values unequal_fields unknown_column values_statement
-write_request write_rows
+demand_owner demand_pack demand_protection demand_room demand_sight drop_object equality_of
+extend_token fail fill_jobs fill_range fills_of first_bad_value first_missing group_expression
+hanging_on has_index is_empty is_narrowed is_small judge_request judge_sight judge_token
+judge_tokens key_columns_of labels_of live_model live_models live_objects lock_keys lock_request
+lock_rows lock_table lock_targets look made_by make_policies match_expression match_statement
+may_be_narrowed may_find may_lock models_of_tables moved_places no_jsonb object_definition
+observed_now pack_steps pack_todo pack_told parse_request policies_of protect_again protect_table
+protection_shown protection_todo proved raise_refusal read_row readable_fields readable_model
+refresh_model refusal relations_of resolve_request retire_objects retype_as_jsonb rewrites_rows
+row_matches row_values rows_of_nobody rows_statement rows_values run_bounded run_commit run_plain
+run_statement run_steps run_whole run_write session_groups session_may shape signature
+signature_when_planned track_model try_column try_columns try_values typed_rows typed_values
+unequal_fields unknown_column values_statement write_request write_rows
 """
 
 # Run with Concord's rights, and read.
 READ = """
-bare_relations claimed conflicts_shown demand_model demand_owned_model drift_of group_conflict
-groups_of history_of is_admin is_service knows_group mints_for_all models_named moved_models
-moved_rows needs_horizon only_left_over out_of_sight owned_model owned_models owns parse_token
-plain_context plain_moved policies_know_groups protection_of protections_shown
-relations_protected relations_without_triggers replay row_conflict session_in_force
-session_may_see_group session_scope sessions_shown setting settings_shown triggers_made_for
-visible_models
+bare_relations claimed conflicts_shown demand_idle demand_model demand_owned_model drift_of
+group_conflict groups_of history_of is_admin is_service knows_group mints_for_all models_named
+moved_models moved_rows needs_horizon objects_of only_left_over out_of_sight owned_model
+owned_models owns packs_of packs_shown parse_token plain_context plain_moved policies_know_groups
+protection_of protections_shown relations_protected relations_without_triggers replay
+row_conflict session_in_force session_may_see_group session_scope sessions_shown setting
+settings_shown triggers_made_for visible_models
 """
 
 # Likewise; what they read changes with everybody's work, and says no more than that.
@@ -66,8 +68,9 @@ READ_COUNTERS = "current_identity last_delta_seq stats_shown"
 
 # Run with Concord's rights, and write.
 WRITE = """
-define_model define_protection forget_model forget_protection forget_row note_relation
-record_commit redefine_model seal_model seal_protection set_paused
+define_model define_protection forget_model forget_object forget_pack forget_protection
+forget_row note_object note_pack note_relation note_source record_commit redefine_model
+seal_model seal_protection set_paused
 """
 
 GROUPS = {
