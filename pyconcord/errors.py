@@ -153,6 +153,13 @@ class Forbidden(ConcordError):
     sqlstate = "KC014"
 
 
+class LeaseLost(ConcordError):
+    """A lease ran out, or went to another: what was done under it is not recorded."""
+
+    code = "lease_lost"
+    sqlstate = "KC015"
+
+
 class Contended(ConcordError):
     """Postgres gave up a wait or a deadlock. Its own error is the `__cause__`."""
 

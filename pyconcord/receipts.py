@@ -83,7 +83,7 @@ class UnseenChange:
             sync_id=raw["syncId"],
             fields=_names(raw.get("fields")),
             by=Author.parse(raw.get("by")),
-            at=_instant(raw["at"]),
+            at=instant(raw["at"]),
             label=raw.get("label"),
             raw=raw,
         )
@@ -351,7 +351,7 @@ class Change:
             on_behalf_of=raw["on_behalf_of"],
             label=raw["label"],
             commit_id=None if raw["commit_id"] is None else UUID(raw["commit_id"]),
-            at=_instant(raw["at"]),
+            at=instant(raw["at"]),
             next_token=raw["next_token"],
             raw=raw,
         )
@@ -364,7 +364,8 @@ def _names(raw: Sequence[str] | None) -> tuple[str, ...] | None:
 _ISO = re.compile(r"(\d{4,}-\d\d-\d\d[T ]\d\d:\d\d:\d\d)(?:\.(\d{1,6}))?(Z|[+-]\d\d(?::?\d\d)?)")
 
 
-def _instant(text: str) -> datetime:
+def instant(text: str) -> datetime:
+    """A point in time as Postgres writes it into JSON."""
     # Postgres drops trailing zeros of the fraction; before Python 3.11 fromisoformat wants them,
     # and knows neither Z nor an offset of hours alone.
     match = _ISO.fullmatch(text)

@@ -20,7 +20,8 @@ begin atomic
     ('idempotency_mismatch', 'KC011', false, 'this idempotency key was used for another request: choose a new key'),
     ('invalid_request', 'KC012', false, 'the request is not well formed: see "param"'),
     ('unauthenticated', 'KC013', false, 'nobody is acting: call concord.act_as() or concord.authenticate() first, in the same transaction. With autocommit each statement is a transaction of its own, and what they set is gone after it'),
-    ('forbidden', 'KC014', false, 'the acting principal, or the role that calls, may not do this');
+    ('forbidden', 'KC014', false, 'the acting principal, or the role that calls, may not do this'),
+    ('lease_lost', 'KC015', false, 'the lease ran out, or went to another: what was done under it is not recorded; resume tells what is left to do');
 end;
 comment on function concord_internal.error_codes() is
   'Every error code with its SQLSTATE, whether the same call can succeed when repeated, and what to do.';
