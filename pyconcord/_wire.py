@@ -75,6 +75,12 @@ def delete(target: Target, id: Key | Reference | None, **options: object) -> dic
     return _on_row("delete", target, id, {}, options)
 
 
+def archive(
+    target: Target, id: Key | Reference | None, away: bool, **options: object
+) -> dict[str, Any]:
+    return _on_row("archive" if away else "unarchive", target, id, {}, options)
+
+
 def create(
     model: str, data: Values, id: Key | Reference | None, **options: object
 ) -> dict[str, Any]:

@@ -314,6 +314,36 @@ class Actor(Reader[D]):
         return (yield from self._commit(_wire.request([gone], **options)))
 
     @operation
+    def archive(
+        self,
+        target: Target,
+        id: Key | None = None,
+        /,
+        *,
+        where: Values | None = None,
+        read_at: str | None = None,
+        **options: Unpack[CommitOptions],
+    ) -> Op[Receipt]:
+        """Put a row away, where its model has an `archive_column`; `unchanged` if it is already."""
+        away = _wire.archive(target, id, True, where=where, read_at=read_at)
+        return (yield from self._commit(_wire.request([away], **options)))
+
+    @operation
+    def unarchive(
+        self,
+        target: Target,
+        id: Key | None = None,
+        /,
+        *,
+        where: Values | None = None,
+        read_at: str | None = None,
+        **options: Unpack[CommitOptions],
+    ) -> Op[Receipt]:
+        """Bring back a row that was put away."""
+        back = _wire.archive(target, id, False, where=where, read_at=read_at)
+        return (yield from self._commit(_wire.request([back], **options)))
+
+    @operation
     def commit(self, request: Mapping[str, Any]) -> Op[Receipt]:
         """Commit a request that is written in the JSON contract's own words."""
         return (yield from self._commit(request))
@@ -467,6 +497,24 @@ class Batch(Scope[D]):
         **options: Unpack[OperationOptions],
     ) -> Reference:
         return self._add(_wire.delete(target, id, **options))
+
+    def archive(
+        self,
+        target: Target,
+        id: Key | Reference | None = None,
+        /,
+        **options: Unpack[OperationOptions],
+    ) -> Reference:
+        return self._add(_wire.archive(target, id, True, **options))
+
+    def unarchive(
+        self,
+        target: Target,
+        id: Key | Reference | None = None,
+        /,
+        **options: Unpack[OperationOptions],
+    ) -> Reference:
+        return self._add(_wire.archive(target, id, False, **options))
 
     @property
     def receipt(self) -> Receipt:

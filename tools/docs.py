@@ -92,11 +92,12 @@ def functions(connection: Connection) -> list[tuple[str, str]]:
     for name, arguments, result, comment, callers in rows:
         who = ", ".join(f"`{c}`" if c != "everyone" else c for c in callers)
         arguments = re.sub(r"::\w+(\[\])?", "", arguments).replace(" DEFAULT ", " = ")
-        arguments = arguments.replace("= NULL", "= null")
+        arguments = re.sub(r"\bIN ", "", arguments.replace("= NULL", "= null"))
+        returned = f" -> {result}" if result else ""  # a procedure has none
         entries.append(
             (
                 name,
-                f"### concord.{name}\n\n```sql\nconcord.{name}({arguments}) -> {result}\n```\n\n"
+                f"### concord.{name}\n\n```sql\nconcord.{name}({arguments}){returned}\n```\n\n"
                 f"{_prose(comment)}\n\nCallable by: {who or 'the owner of the database'}.",
             )
         )

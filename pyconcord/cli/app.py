@@ -8,7 +8,7 @@ import typer
 
 import pyconcord
 from pyconcord import cli
-from pyconcord.cli import install, log, tables, wall
+from pyconcord.cli import install, log, packs, tables, wall
 
 # From the package's docstring, where they are fixed; \b keeps the lines as they are.
 EXIT_CODES = "\b\nExit codes" + (cli.__doc__ or "").partition("Exit codes")[2]
@@ -22,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for part in (install, tables, wall, log):
+for part in (install, tables, wall, packs, log):
     part.register(app)
 
 

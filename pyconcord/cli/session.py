@@ -177,7 +177,7 @@ def name_hint(table: str) -> str:
 _OPTIONS = {"rel": "", "groups": "--group: ", "ignore_fields": "--ignore: "} | {
     "secret_fields": "--secret: ", "tenant_column": "--tenant-column: ", "on_stale": "--on-stale: ",
     "owner_column": "--owner-column: ", "shared_column": "--shared-column: ",
-    "editor_column": "--editor-column: ",
+    "editor_column": "--editor-column: ", "archive_column": "--archive-column: ",
     **{name: f"--{name}: " for name in ("name", "tenant", "detail", "since")},
     **{name: f"--{name}: " for name in ("predicate", "writable", "contract")},
 }  # fmt: skip

@@ -58,6 +58,9 @@ def track(
         list[str] | None,
         typer.Option(metavar="KIND=MODE", help="Default mode: agent=notify. May be repeated."),
     ] = None,
+    archive_column: Annotated[
+        str | None, typer.Option(help="What operations archive and unarchive write.")
+    ] = None,
     sql_only: Sql = False,
     json: Json = False,
 ) -> None:
@@ -66,7 +69,10 @@ def track(
     The definition is the command line's: what is not given goes back to its default.
     """
     arguments: dict[str, sql.Composable] = {"rel": sql.Literal(table)}
-    texts = {"name": name, "tenant_column": tenant_column, "tenant": tenant, "detail": detail}
+    texts = {
+        "name": name, "tenant_column": tenant_column, "tenant": tenant, "detail": detail,
+        "archive_column": archive_column,
+    }  # fmt: skip
     arguments |= {key: sql.Literal(value) for key, value in texts.items() if value is not None}
     lists = {"groups": group, "ignore_fields": ignore, "secret_fields": secret}
     arguments |= {key: _array(key, value) for key, value in lists.items() if value}
@@ -136,7 +142,7 @@ def _run(
 
 _COLUMNS = (
     "tenant", "name", "rel", "tenant_column", "groups", "detail",
-    "ignore_fields", "secret_fields", "on_stale", "paused",
+    "ignore_fields", "secret_fields", "on_stale", "archive_column", "paused",
 )  # fmt: skip
 
 

@@ -112,6 +112,7 @@ class Track(_ConcordOperation):
         secret_fields: list[str] | None = None,
         detail: Literal["before", "names"] | None = None,
         on_stale: dict[str, str] | None = None,
+        archive_column: str | None = None,
     ) -> None:
         """Track a table, or change how it is tracked: the arguments are those of concord.track."""
         options: dict[str, object] = {
@@ -123,6 +124,7 @@ class Track(_ConcordOperation):
             "secret_fields": secret_fields,
             "detail": detail,
             "on_stale": on_stale,
+            "archive_column": archive_column,
         }
         operations.invoke(cls(lambda _: administer("track", table, schema, options)))
 

@@ -105,6 +105,8 @@ class Constraint:
     columns: tuple[str, ...] = ()
     """Of a key, or of a foreign key."""
     references: TableName | None = None
+    target_columns: tuple[str, ...] = ()
+    on_delete: str | None = None
 
 
 @dataclass(frozen=True)
@@ -519,10 +521,16 @@ def _foreign(
     target = reference.this
     other = TableName.of(written(target.this if isinstance(target, exp.Schema) else target))
     to = _names(target.expressions) if isinstance(target, exp.Schema) else []
-    options = [str(option).lower() for option in reference.args.get("options") or []]
+    options = [str(o).lower() for o in [*(reference.args.get("options") or []), *more]]
     text = " ".join(
-        [f"foreign key {_list(columns)} references {other}", *([_list(to)] if to else [])]
-        + options
-        + [option.lower() for option in more]
+        [f"foreign key {_list(columns)} references {other}", *([_list(to)] if to else []), *options]
     )
-    return Constraint(given or named(table.name, columns, "fkey"), text, tuple(columns), other)
+    on_delete = next((o.removeprefix("on delete ") for o in options if "on delete" in o), None)
+    return Constraint(
+        given or named(table.name, columns, "fkey"),
+        text,
+        tuple(columns),
+        other,
+        tuple(to),
+        None if on_delete == "no action" else on_delete,
+    )

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from sqlglot import TokenType, exp
 
 from .definition import (
+    Column,
+    Constraint,
     PackFileError,
     Spread,
     TableName,
@@ -35,6 +37,13 @@ def tables_of(ddl: str) -> dict[TableName, str]:
                 continue  # CREATE TABLE … AS, PARTITION OF: nothing to add to
             found[TableName.of(written(tree.this.this))] = statement
     return found
+
+
+def read_tables(ddl: str) -> list[tuple[TableName, list[Column], list[Constraint]]]:
+    """The tables of a text, with their columns and constraints, in its order."""
+    return [
+        (name, *read_table(parsed(statement), name)) for name, statement in tables_of(ddl).items()
+    ]
 
 
 def merge(ddl: str, spreads: Sequence[Spread]) -> str:

@@ -13,6 +13,7 @@ create table concord_internal.models (
   secret_fields name[] not null default '{}',
   detail text not null check (detail in ('names', 'before')),
   on_stale jsonb not null default '{}',
+  archive_column name,                 -- operations archive and unarchive write it
   paused boolean not null default false,
   partitioned boolean not null,
   key_columns name[] not null,

@@ -1,7 +1,7 @@
 -- The definer's half of track: everything that is wrong is said here, by parameter; the row in models is written here.
 -- Returns the model; the caller's half makes the triggers with the table owner's own rights.
 create function concord_internal.define_model(rel regclass, name text, tenant_column name, tenant text, groups text[],
-  ignore_fields name[], secret_fields name[], detail text, on_stale jsonb)
+  ignore_fields name[], secret_fields name[], detail text, on_stale jsonb, archive_column name)
 returns concord_internal.models
 language plpgsql
 security definer
@@ -96,6 +96,13 @@ begin
     perform concord_internal.fail('invalid_request', 'on_stale', 'an object from user, agent, system to reject, overwrite or notify');
   end if;
 
+  if archive_column is not null and ((columns->(archive_column::text)->>'t') is distinct from 'timestamp with time zone'
+       or columns->(archive_column::text) ? 'g' or archive_column = any (keys) or archive_column = any (ignore_fields)
+       or (select attnotnull from pg_attribute where attrelid = rel and attname = archive_column)) then
+    perform concord_internal.fail('invalid_request', 'archive_column',
+      format('%I is not a nullable timestamptz, or is generated, ignored, or of the key', archive_column));
+  end if;
+
   perform concord_internal.prune_models();  -- of dropped tables, whose names are free again
   if exists (select from concord_internal.models o where o.name = define_model.name and o.tenant = define_model.tenant and o.rel <> define_model.rel) then
     perform concord_internal.fail('invalid_request', 'name', format('another table is tracked as %s', quote_literal(name)));
@@ -107,7 +114,7 @@ begin
                   else (concord_internal.altered(was)).how end;
   m := was;
   m.rel := rel; m.name := name; m.tenant := tenant; m.tenant_column := tenant_column; m.groups := groups;
-  m.ignore_fields := ignore_fields; m.secret_fields := secret_fields; m.detail := detail; m.on_stale := on_stale;
+  m.ignore_fields := ignore_fields; m.secret_fields := secret_fields; m.detail := detail; m.on_stale := on_stale; m.archive_column := archive_column;
   m.partitioned := class.relkind = 'p';
   m.key_columns := keys; m.columns := columns; m.signature := concord_internal.signature(rel);
   m.any_value := concord_internal.any_value_columns(columns);
@@ -308,7 +315,7 @@ begin
 end
 $$;
 
-select concord_internal.open_to('concord_internal.define_model(regclass,text,name,text,text[],name[],name[],text,jsonb)', 'public');
+select concord_internal.open_to('concord_internal.define_model(regclass,text,name,text,text[],name[],name[],text,jsonb,name)', 'public');
 select concord_internal.open_to('concord_internal.demand_names(regclass,concord_internal.models,text,text,text[])');
 select concord_internal.open_to('concord_internal.bare_stack(text)');
 select concord_internal.open_to('concord_internal.called_by(text,text,text[])');

@@ -18,17 +18,18 @@ $$;
 
 create function concord.track(rel regclass, name text default null, tenant_column name default null, tenant text default null,
   groups text[] default '{}', ignore_fields name[] default '{}', secret_fields name[] default '{}', detail text default 'before',
-  on_stale jsonb default null)
+  on_stale jsonb default null, archive_column name default null)
 returns jsonb
 language plpgsql
 as $$
 declare
-  m constant concord_internal.models := concord_internal.track_model(rel, name, tenant_column, tenant, groups, ignore_fields, secret_fields, detail, on_stale);
+  m constant concord_internal.models := concord_internal.track_model(rel, name, tenant_column, tenant, groups, ignore_fields, secret_fields, detail, on_stale,
+                                                                       archive_column);
 begin
   return to_jsonb(m) - array['columns', 'signature', 'marks', 'named', 'plain', 'horizon_epoch', 'horizon_xid'];
 end
 $$;
-comment on function concord.track(regclass, text, name, text, text[], name[], name[], text, jsonb) is
+comment on function concord.track(regclass, text, name, text, text[], name[], name[], text, jsonb, name) is
   'Makes a table a model: triggers log every changed row from now on. Idempotent; other arguments change the model in
 place (all of them: what is not passed goes back to its default). Owner of the table only.
 name: public name, default the table''s, unique per tenant. One that another table has for all tenants (or, when this one is
@@ -37,12 +38,12 @@ model has for the same tenant or for all. tenant_column: the column that says wh
 table; neither: shared. groups: templates such as deck:{deck_id}; a row with a null there is in none.
 ignore_fields: never conflict, make no delta by themselves. secret_fields: named in the log, never valued.
 detail: names, or before (also the old values of changed fields). on_stale: default mode per kind of principal, such as
-{"agent": "notify"}. Returns the model as JSON. Takes SHARE ROW EXCLUSIVE on the table, bounded by lock_timeout.
+{"agent": "notify"}. archive_column: a timestamptz, null in rows that are not put away; operations archive and unarchive write it. Returns the model as JSON. Takes SHARE ROW EXCLUSIVE on the table, bounded by lock_timeout.
 Errors: invalid_request (param names the argument), forbidden, contended.';
 
 -- On a search_path of its own: see lend_trigger_functions.
 create function concord_internal.track_model(rel regclass, name text, tenant_column name, tenant text, groups text[], ignore_fields name[],
-  secret_fields name[], detail text, on_stale jsonb)
+  secret_fields name[], detail text, on_stale jsonb, archive_column name)
 returns concord_internal.models
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -58,7 +59,7 @@ begin
   if exists (select from pg_class where oid = rel and relkind in ('r', 'p')) then
     perform concord_internal.lock_table(rel);
   end if;
-  m := concord_internal.define_model(rel, name, tenant_column, tenant, groups, ignore_fields, secret_fields, detail, on_stale);
+  m := concord_internal.define_model(rel, name, tenant_column, tenant, groups, ignore_fields, secret_fields, detail, on_stale, archive_column);
   for part in select r from concord_internal.bare_relations(rel) r loop
     perform concord_internal.add_triggers(m.id, part);
   end loop;
@@ -364,7 +365,8 @@ begin
   select * into m from concord_internal.models o where o.rel = redefine_model.rel;
   m := concord_internal.define_model(rel, m.name, m.tenant_column, m.tenant, m.groups,
     concord_internal.live_names(m.ignore_fields, m.columns, live),
-    concord_internal.live_names(m.secret_fields, m.columns, live), m.detail, m.on_stale);
+    concord_internal.live_names(m.secret_fields, m.columns, live), m.detail, m.on_stale,
+    (concord_internal.live_names(array_remove(array[m.archive_column], null), m.columns, live))[1]);
   return m.id;
 end
 $$;
@@ -382,8 +384,8 @@ as $$
 $$;
 
 select concord_internal.open_to('concord_internal.lock_table(regclass,boolean)', 'public');
-select concord_internal.open_to('concord.track(regclass,text,name,text,text[],name[],name[],text,jsonb)', 'public');
-select concord_internal.open_to('concord_internal.track_model(regclass,text,name,text,text[],name[],name[],text,jsonb)', 'public');
+select concord_internal.open_to('concord.track(regclass,text,name,text,text[],name[],name[],text,jsonb,name)', 'public');
+select concord_internal.open_to('concord_internal.track_model(regclass,text,name,text,text[],name[],name[],text,jsonb,name)', 'public');
 select concord_internal.open_to('concord.untrack(regclass)', 'public');
 select concord_internal.open_to('concord_internal.only_left_over(regclass)', 'public');
 select concord_internal.open_to('concord_internal.triggers_made_for(regclass)', 'public');

@@ -16,11 +16,11 @@ select concord_internal.open_to('concord_internal.visible_models()', 'public');
 
 create view concord.models as
   select m.rel, m.name, nullif(m.tenant, '') as tenant, m.tenant_column, m.key_columns, m.groups, m.ignore_fields, m.secret_fields,
-         m.detail, m.on_stale, m.paused, m.tracked_at
+         m.detail, m.on_stale, m.archive_column, m.paused, m.tracked_at
     from concord_internal.visible_models() m;
 comment on view concord.models is
   'The tracked tables that the caller may select from, or owns: rel, public name, tenant (null: shared, or per row by
-tenant_column), key, groups, ignored and secret fields, detail (names or before), default modes, paused, since when. A table
+tenant_column), key, groups, ignored and secret fields, detail (names or before), default modes, the column that archive and unarchive write, paused, since when. A table
 that was dropped shows by its number to superusers and the owner of the database, until concord.maintain, concord.track or
 concord.refresh next looks.';
 

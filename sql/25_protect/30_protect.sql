@@ -167,12 +167,18 @@ begin
   loop
     execute format('alter table %s drop constraint concord_has_tenant', t.rel);
   end loop;
+  for t in  -- of todo
+    select i.indexrelid::regclass as index from pg_index i join pg_class c on c.oid = i.indexrelid
+     where i.indrelid = unprotect.rel and c.relname like 'concord\_wall\_%'
+  loop
+    execute format('drop index %s', t.index);
+  end loop;
   perform concord_internal.forget_protection(rel);
 end
 $$;
 comment on function concord.unprotect(regclass) is
-  'Takes off what protect put on, from the table and its partitions: policies, triggers, the check of the tenant; row-level
-security is as it was before. A table that is not protected is left as it is. ACCESS EXCLUSIVE, bounded by lock_timeout.
+  'Takes off what protect put on, from the table and its partitions: policies, triggers, the check of the tenant, and the index
+of its todo; row-level security is as it was before. A table that is not protected is left as it is. ACCESS EXCLUSIVE, bounded by lock_timeout.
 Owner of the table only. Errors: invalid_request, forbidden, contended.';
 
 -- Rows that nobody sees behind the wall; nulls where the caller is behind it, and can't count them.
@@ -206,8 +212,8 @@ declare
   columns constant name[] := array_remove(array[p.tenant_column, case when p.predicate is null and p.writable is null then p.owner_column end], null);
 begin
   if not concord_internal.has_index(p.rel, columns) then
-    return next format('create index%s on %s (%s);', case when (select relkind from pg_class where oid = p.rel) = 'p' then '' else ' concurrently' end,
-                       p.rel, (select string_agg(quote_ident(c), ', ' order by n) from unnest(columns) with ordinality u(c, n)));
+    return next format('create index%s if not exists %I on %s (%s);', case when (select relkind from pg_class where oid = p.rel) = 'p' then '' else ' concurrently' end,
+                       'concord_wall_' || (select relname from pg_class where oid = p.rel), p.rel, (select string_agg(quote_ident(c), ', ' order by n) from unnest(columns) with ordinality u(c, n)));
   end if;
   if exists (select from pg_constraint where conrelid = p.rel and conname = 'concord_has_tenant' and not convalidated) then
     return next format('alter table %s validate constraint concord_has_tenant;', p.rel);

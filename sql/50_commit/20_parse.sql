@@ -10,6 +10,7 @@
 create type concord_internal.operation as (
   n integer,                  -- position in the request, from 0
   type text,                  -- update, create, delete
+  archives boolean,           -- an update that archive (true) or unarchive (false) stands for
   model text,
   m integer,                  -- which of the request's models
   id jsonb,                   -- as given; null: to be produced by a default
@@ -125,17 +126,18 @@ declare
 begin
   return case
     when jsonb_typeof(e) <> 'object' then '|an object'
-    when e->'type' not in ('"update"', '"create"', '"delete"') or e->'type' is null then '.type|one of update, create, delete'
+    when e->'type' not in ('"update"', '"create"', '"delete"', '"archive"', '"unarchive"') or e->'type' is null
+      then '.type|one of update, create, delete, archive, unarchive'
     when e - array['type', 'model', 'id', 'data', 'readAt', 'onStale', 'where', 'transactionId'] <> '{}'
       then '.' || concord_internal.first_key(e - array['type', 'model', 'id', 'data', 'readAt', 'onStale', 'where', 'transactionId']) || '|unknown key'
-    when e ? 'data' and e->>'type' = 'delete' then '.data|unknown key'
+    when e ? 'data' and e->>'type' in ('delete', 'archive', 'unarchive') then '.data|unknown key'
     when e ? 'where' and e->>'type' = 'create' then '.where|unknown key'
     when jsonb_typeof(e->'model') is distinct from 'string' then '.model|the name of a model'
     when jsonb_typeof(e->'id') not in ('string', 'number', 'object', 'null') then '.id|a string, a number, or an object of key columns'
     when coalesce(e->'id', 'null') = 'null' and e->>'type' <> 'create' then '.id|which row'
     when ref not between 0 and n - 1 or (ref is not null and (e->>'type' = 'create' or given->'operations'->ref->'model' <> e->'model'))
       then '.id|$operation names an earlier operation on the same model'
-    when e->>'type' <> 'delete' and jsonb_typeof(e->'data') not in ('object', 'null') then '.data|an object of columns and values'
+    when e->>'type' in ('update', 'create') and jsonb_typeof(e->'data') not in ('object', 'null') then '.data|an object of columns and values'
     when e->>'type' = 'update' and coalesce(e->'data', '{}') in ('{}', 'null') then '.data|an object of columns and values, at least one'
     when strpos(e::text, '$operation') > 0 and jsonb_typeof(e->'data') = 'object'
          and concord_internal.bad_reference(e->'data', n) is not null
@@ -190,7 +192,8 @@ declare
 begin
   if problem is null then
     select array_agg(row(
-             u.i - 1, u.e->>'type', u.e->>'model', null, nullif(u.e->'id', 'null'), null, concord_internal.reference(u.e->'id'),
+             u.i - 1, case when u.e->>'type' in ('archive', 'unarchive') then 'update' else u.e->>'type' end,
+             case u.e->>'type' when 'archive' then true when 'unarchive' then false end, u.e->>'model', null, nullif(u.e->'id', 'null'), null, concord_internal.reference(u.e->'id'),
              case when u.e->>'type' <> 'delete' then coalesce(nullif(u.e->'data', 'null'), '{}') end,
              case when jsonb_typeof(u.e->'data') = 'object' then array(select jsonb_object_keys(u.e->'data'))
                   when u.e->>'type' = 'create' then '{}'::text[] end,

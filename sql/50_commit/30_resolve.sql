@@ -294,6 +294,15 @@ begin
     else
       o.m := array_position(r.model_names, o.model);
     end if;
+    if o.archives is not null then
+      if m.archive_column is null then
+        r.refusal := concord_internal.refusal('invalid_request', 'operations[' || o.n || '].type',
+          format('%s has no archive_column: concord.track gives a model one', o.model));
+        return;
+      end if;
+      o.fields := array[m.archive_column::text];
+      o.data := jsonb_build_object(m.archive_column, case when o.archives then now() end);
+    end if;
     if o.condition is not null or not (o.fields <@ m.any_value or m.columns ?& o.fields and strpos(m.columns::text, '"g"') = 0) then
       path := concord_internal.unknown_column(m, o.fields, o.condition);
       if path is not null then

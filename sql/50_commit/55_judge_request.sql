@@ -317,6 +317,15 @@ begin
   end loop;
 
   foreach o in array operations loop
+    if o.archives is not null and not hold_all then
+      -- The row is locked, or not there. One that is put away already, whenever that was, has nothing more to be done to it.
+      current_values := concord_internal.row_values(models[o.m], o.key, o.fields, tenant);
+      if (current_values->(o.fields[1]) <> 'null') = o.archives then
+        o.outcome := 'unchanged';
+        operations[o.n + 1] := o;
+        continue;
+      end if;
+    end if;
     if o.type = 'create' or o.key is null or (o.token is null and not o.only_changed) then
       continue when not hold_all;
     end if;

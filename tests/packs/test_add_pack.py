@@ -121,6 +121,8 @@ def test_writers_go_on_meanwhile(db: Database, table: Table) -> None:
 
 def test_updated_at_tells_of_changes_and_of_nothing_else(table: Table) -> None:
     table.owner.execute("alter table app.slides add extra json default '{}'")  # has no =
+    generated = "alter table app.slides add len int generated always as (length(title)) stored"
+    table.owner.execute(generated.encode())
     table.add("timestamps")
     changed = "select count(*) from app.slides where updated_at > created_at"
     table.owner.execute("update app.slides set title = title where id <= 3")

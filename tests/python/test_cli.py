@@ -492,7 +492,10 @@ def test_protect_builds_what_it_needs(slides: Database) -> None:
     printed = cli("protect", "slides", *definition, "--sql")
     done = told("protect", "slides", slides.dsn(), *definition)
     assert done.returncode == 0
-    assert "create index concurrently on public.slides (tenant);" in done.stdout
+    assert (
+        "create index concurrently if not exists concord_wall_slides on public.slides (tenant);"
+        in done.stdout
+    )
     assert "validate constraint concord_has_tenant" in done.stdout
     assert "policy old has no effect" in done.stderr
     again = json.loads(cli("protect", "slides", slides.dsn(), *definition, "--json"))

@@ -998,3 +998,23 @@ def test_by_a_session(db: Database, raw: psycopg.Connection[Any]) -> None:
             me.read("slides", 7)
     [change, *_] = raw.execute("select actor from concord.history('slides', '7')").fetchall()
     assert change == ("writer",)
+
+
+# --- archive --------------------------------------------------------------------------------------
+
+
+def test_rows_are_put_away_and_brought_back(db: Database) -> None:
+    build(db)
+    with db.connect("owner") as owner:
+        owner.execute("select concord.track('slides', archive_column => 'due')")
+    with pyconcord.connect(db.dsn("app"), tenant="acme") as client:
+        me = client.acting(user="ana")
+        slide = me.read("slides", 1)
+        assert me.archive(slide).applied == 1
+        assert me.archive("slides", 1).unchanged == 1
+        with me.batch() as batch:
+            batch.unarchive("slides", 1)
+            batch.archive("slides", 2)
+        assert batch.receipt.applied == 2
+        assert me.unarchive("slides", 2, where={"title": "title 2"}).applied == 1
+        assert me.read("slides", 1)["due"] is None

@@ -54,7 +54,7 @@ def test_what_it_tells(story: Wall) -> None:
     assert (told["rows_without_tenant"], told["rows_without_owner"]) == (1, 1)
     assert told["permissive_policies"] == ["old"]
     assert told["todo"] == [
-        "create index concurrently on public.docs (tenant, owner);",
+        "create index concurrently if not exists concord_wall_docs on public.docs (tenant, owner);",
         "alter table public.docs validate constraint concord_has_tenant;",
     ]
     told = owner.one("select concord.protect('docs', 'tenant', 'owner')")

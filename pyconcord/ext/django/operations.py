@@ -80,6 +80,7 @@ class Track(ConcordOperation):
         secret_fields: Sequence[str] | None = None,
         detail: Literal["before", "names"] | None = None,
         on_stale: Mapping[str, str] | None = None,
+        archive_column: str | None = None,
     ) -> None:
         self.model = model
         given: dict[str, Any] = {
@@ -91,6 +92,7 @@ class Track(ConcordOperation):
             "secret_fields": secret_fields,
             "detail": detail,
             "on_stale": on_stale,
+            "archive_column": archive_column,
         }
         self.options = {key: value for key, value in given.items() if value is not None}
 

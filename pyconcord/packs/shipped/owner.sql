@@ -8,4 +8,3 @@
 create table :"table" (
   :"owner" :owner_type
 );
-create index on :"table" (:"owner");

@@ -1,0 +1,44 @@
+"""What the generators for the two ORMs have in common: which packs become classes of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from ..packs.definition import Spread
+from .python import class_name
+from .tables import Table
+
+
+def mixins(tables: Sequence[Table]) -> dict[str, Spread]:
+    """The packs that are columns and no more, by the names of their classes, as the first table of
+    each has them."""
+    found: dict[str, Spread] = {}
+    names = {class_name(table.name.name) for table in tables}
+    for table in tables:
+        for spread in table.spreads:
+            name = "".join(word.capitalize() for word in spread.pack.split("_"))
+            plain = all(each.definition.startswith("check") for each in spread.constraints)
+            if plain and name not in names:
+                found.setdefault(name, spread)
+    return found
+
+
+def inherited(mixin: Spread, table: Table) -> bool:
+    """Whether the table has the pack just as the mixin has it."""
+    have = {column.name: column for column in table.columns}
+    return any(
+        spread.pack == mixin.pack
+        and [_said(c) for c in spread.columns] == [_said(c) for c in mixin.columns]
+        and all(have[column.name] == column for column in spread.columns)
+        for spread in table.spreads
+    )
+
+
+def _said(column: object) -> tuple[object, ...]:
+    return tuple(getattr(column, name) for name in ("name", "type", "not_null", "default"))
+
+
+def stamped(spreads: Iterable[Spread]) -> set[str]:
+    """The columns that protect's triggers write."""
+    keys = ("tenant_column", "owner_column", "editor_column")
+    return {str(s.protect[key]) for s in spreads for key in keys if key in s.protect}

@@ -1,0 +1,259 @@
+"""The migration of a bridge: statements, and what they are written into.
+
+What is done to a table is a few calls, each of which can be made again and finds done what is done.
+Back goes the other way, and leaves the schema as it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import psycopg
+from psycopg import sql
+
+from ..packs.definition import Spread, quoted
+from .tables import Table
+
+Target = Literal["sql", "alembic", "django"]
+
+
+@dataclass(frozen=True)
+class Bridge:
+    """Tables, each with the packs that it is to have (`Table.having`)."""
+
+    tables: Sequence[Table]
+    ddl: str | None = None
+    """What makes the tables, where they are not there yet."""
+
+    def up(self) -> Iterator[str]:
+        """The statements, in order; each in a transaction of its own. One that begins with
+        `select concord.todo` answers with more of them."""
+        for table in self.tables:
+            if not table.exists:
+                yield f"create table if not exists {table.name} ()"
+        for table in self.tables:
+            # What fills rows goes before what watches them change.
+            for spread in sorted(table.spreads, key=lambda s: not any(c.fill for c in s.columns)):
+                document = json.dumps(spread.document(), indent=2, ensure_ascii=False)
+                yield f"call concord.add_pack({_literal(str(table.name))}, {_dollar(document)})"
+        for table in self.tables:
+            # First track, so that the policies know the model's groups.
+            yield _call("concord.track", table, _arguments(table.spreads, "track"))
+            if protect := _arguments(table.spreads, "protect"):
+                yield _call("concord.protect", table, protect)
+            yield _call("concord.todo", table)
+
+    def down(self) -> Iterator[str]:
+        """The way back, as far as there is one to go. Data in the packs' columns goes with them."""
+        for table in reversed(self.tables):
+            here = f"rel = to_regclass({_literal(str(table.name))})"
+            yield f"select concord.untrack(rel) from concord.models where {here}"
+            yield f"select concord.unprotect(rel) from concord.protected where {here}"
+            for spread in reversed(table.spreads):
+                this = f"{here} and pack = {_literal(spread.pack)}"
+                yield f"select concord.remove_pack(rel, pack) from concord.packs where {this}"
+        for table in reversed(self.tables):
+            if not table.exists:
+                yield f"drop table if exists {table.name}"
+
+    def run(
+        self, connection: psycopg.Connection[Any], say: Callable[[str], None], back: bool = False
+    ) -> None:
+        """Do it, over a connection in autocommit."""
+        for statement in self.down() if back else self.up():
+            say(_head(statement))
+            rows = connection.execute(statement.encode())
+            if statement.startswith("select concord.todo"):
+                for (todo,) in rows.fetchall():
+                    say(todo)
+                    connection.execute(todo.encode())
+
+    def files(
+        self,
+        target: Target,
+        name: str = "concord",
+        after: Sequence[str] = (),
+    ) -> dict[str, str]:
+        """The migration's files. `after`: the revision, or the migrations, that it comes after."""
+        if target == "alembic":
+            return self._alembic(name, after)
+        if target == "django":
+            return {f"{name}.py": self._django(after)}
+        return {f"{name}.up.sql": self._sql(self.up()), f"{name}.down.sql": self._sql(self.down())}
+
+    def _sql(self, statements: Iterator[str]) -> str:
+        lines = ["-- Written by pyconcord bridge, for psql without --single-transaction.\n"]
+        for statement in statements:
+            more = " \\gexec" if statement.startswith("select concord.todo") else ";"
+            lines.append(f"{statement}{more}\n")
+        return "\n".join(lines)
+
+    def _alembic(self, name: str, after: Sequence[str]) -> dict[str, str]:
+        up, down = list(self.up()), list(self.down())
+        revision = hashlib.sha256("\n".join([*after, *up]).encode()).hexdigest()[:12]
+        before = json.dumps(after[0]) if after else "None"
+        text = _ALEMBIC.format(
+            name=name,
+            revision=revision,
+            before=before,
+            up=_statements(up),
+            down=_statements(down),
+        )
+        return {f"{revision}_{name}.py": text}
+
+    def _django(self, after: Sequence[str]) -> str:
+        pairs = [tuple(each.rsplit(".", 1)) for each in after]
+        return _DJANGO.format(
+            after="".join(f'\n        ("{app}", "{name}"),' for app, name in pairs)
+            + ("\n    " if pairs else ""),
+            up=_statements(list(self.up())),
+            down=_statements(list(self.down())),
+        )
+
+
+def _arguments(spreads: Sequence[Spread], function: str) -> dict[str, Any]:
+    """What all packs of a table say of protect, or of track: lists are put together."""
+    together: dict[str, Any] = {}
+    for spread in spreads:
+        said: Mapping[str, Any] = getattr(spread, function)
+        for key, value in said.items():
+            if isinstance(value, list) and key in together:
+                together[key] = list(dict.fromkeys([*together[key], *value]))
+            else:
+                together[key] = value
+    if function == "protect" and "tenant_column" not in together:
+        return {}
+    return together
+
+
+def _call(function: str, table: Table, arguments: Mapping[str, Any] | None = None) -> str:
+    named = [f"{key} => {_value(key, value)}" for key, value in (arguments or {}).items()]
+    return f"select {function}({', '.join([_literal(str(table.name)), *named])})"
+
+
+def _value(key: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        kind = "name[]" if key.endswith("_fields") else "text[]"
+        return f"array[{', '.join(_literal(each) for each in value)}]::{kind}"
+    return _literal(json.dumps(value) if isinstance(value, dict) else value)
+
+
+def _literal(text: str) -> str:
+    return sql.Literal(text).as_string(None)
+
+
+def _dollar(text: str) -> str:
+    """A text in dollar quotes, as people write long ones."""
+    mark = "$pack$"
+    while mark in text:
+        mark = f"{mark[:-1]}_$"
+    return f"{mark}{text}{mark}"
+
+
+def _head(statement: str) -> str:
+    first = statement.splitlines()[0]
+    if "$pack$" in first:
+        pack = json.loads(statement.partition("$pack$")[2].rpartition("$pack$")[0])["pack"]
+        return f"{first.partition(', $pack$')[0]}, {quoted(pack)})"
+    return first
+
+
+def _statements(statements: Sequence[str]) -> str:
+    """A list of texts as Python has them."""
+    return "\n".join(f"    {_python(each)}," for each in statements)
+
+
+def _python(text: str) -> str:
+    if "\n" not in text and '"' not in text and "\\" not in text:
+        return f'"{text}"'
+    escaped = text.replace("\\", "\\\\").replace('"""', '\\"\\"\\"')
+    return f'"""{escaped}"""' if not escaped.endswith('"') else f'"""{escaped[:-1]}\\""""'
+
+
+_ALEMBIC = '''\
+"""Tables on Concord. Written by pyconcord bridge.
+
+Revision ID: {revision}
+"""
+
+from alembic import op
+from sqlalchemy import text
+
+revision = "{revision}"
+down_revision = {before}
+branch_labels = None
+depends_on = None
+
+UP = [
+{up}
+]
+DOWN = [
+{down}
+]
+
+
+def upgrade() -> None:
+    run(UP)
+
+
+def downgrade() -> None:
+    run(DOWN)
+
+
+def run(statements: list[str]) -> None:
+    """Each in a transaction of its own; rows are filled in batches, and nobody waits long."""
+    context = op.get_context()
+    with context.autocommit_block():
+        for statement in statements:
+            if statement.startswith("select concord.todo(") and not context.as_sql:
+                left = op.get_bind().execute(text(escaped(statement)))
+                for todo in left.scalars().all():
+                    op.get_bind().exec_driver_sql(todo)
+            else:
+                op.execute(text(escaped(statement)))
+
+
+def escaped(statement: str) -> str:
+    """A colon before a name would be a parameter."""
+    return statement.replace(":", "\\\\:")
+'''
+
+_DJANGO = '''\
+"""Tables on Concord. Written by pyconcord bridge."""
+
+from django.db import migrations
+
+UP = [
+{up}
+]
+DOWN = [
+{down}
+]
+
+
+def run(schema_editor, statements):
+    """Each in a transaction of its own; rows are filled in batches, and nobody waits long."""
+    with schema_editor.connection.cursor() as cursor:
+        for statement in statements:
+            cursor.execute(statement)
+            if statement.startswith("select concord.todo("):
+                for (todo,) in cursor.fetchall():
+                    cursor.execute(todo)
+
+
+class Migration(migrations.Migration):
+    atomic = False
+    dependencies = [{after}]
+    operations = [
+        migrations.RunPython(
+            lambda apps, schema_editor: run(schema_editor, UP),
+            lambda apps, schema_editor: run(schema_editor, DOWN),
+        )
+    ]
+'''

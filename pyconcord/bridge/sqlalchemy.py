@@ -1,0 +1,252 @@
+"""Entities for SQLAlchemy."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from ..packs.definition import Column, Spread
+from .entities import inherited, mixins, stamped
+from .modules import Part
+from .python import WIDTH, attribute, call, class_name, listed, text
+from .tables import ForeignKey, Table, ends
+from .types import kind_of
+
+HEAD = '''\
+"""The tables of the schema {schema}, as entities.
+
+    install(engine, identity=…)                     # who acts, asked in each transaction
+    with reading(session) as read:                  # a token first, then any reads
+        row = session.get({example}, …)
+    with unit(session, read_at=read.token) as unit_of_work:
+        session.get({example}, …).{field} = …
+
+pyconcord bridge writes what stands in the regions, and writes it anew when the tables change. What
+you add below a class's region stays.
+"""
+'''
+
+
+def parts(tables: Sequence[Table], base: str | None = None) -> tuple[str, list[Part]]:
+    """What a new module begins with, and its regions. `base`: `module:Class`, in place of one made
+    here."""
+    module = _Module(tables, base)
+    classes = [module.entity(table) for table in tables]
+    example = next((t for t in tables if t.columns), tables[0])
+    plain = [c.name for c in example.columns if c.name not in example.key] or ["…"]
+    head = HEAD.format(
+        schema=example.name.schema, example=class_name(example.name.name), field=plain[0]
+    )
+    return head, [Part("module", module.head(), is_class=False), *classes]
+
+
+class _Module:
+    def __init__(self, tables: Sequence[Table], base: str | None) -> None:
+        self.tables = {table.name: table for table in tables}
+        self.names = {table.name: class_name(table.name.name) for table in tables}
+        self.base = base
+        self.mixins = mixins(tables)
+        self.ends = list(ends(tables))
+        self.body = ""
+
+    def head(self) -> str:
+        """Imports, the base, and the packs' mixins."""
+        classes = "".join(
+            f"\n\nclass {name}:\n"
+            + _doc(spread.pack)
+            + self._columns(spread.columns, spread=spread)
+            for name, spread in self.mixins.items()
+        )
+        used = classes + self.body
+        lines = ["from __future__ import annotations\n"]
+        plain = [m for m in ("datetime", "decimal", "uuid") if re.search(rf"\b{m}\.", used)]
+        lines += [f"import {module}" for module in plain]
+        if re.search(r"\bAny\b", used):
+            lines.append("from typing import Any")
+        lines += [""] if plain or "Any" in lines[-1] else []
+        names = [n for n in _SQLALCHEMY if re.search(rf"(?<![\w.]){n}\b", used)]
+        if names:
+            lines.append(_import("sqlalchemy", names))
+        if "postgresql." in used:
+            lines.append("from sqlalchemy.dialects import postgresql")
+        orm = [n for n in ("Mapped", "mapped_column", "relationship") if f"{n}" in used]
+        module, _, name = (self.base or "").partition(":")
+        if not self.base:
+            orm.insert(0, "DeclarativeBase")
+        lines.append(_import("sqlalchemy.orm", orm))
+        lines.append("")
+        if self.base:
+            lines.append(f"from {module} import {name}" + ("" if name == "Base" else " as Base"))
+        lines.append("from pyconcord.ext.sqlalchemy import install, reading, unit\n")
+        exported = [*self.names.values(), "install", "reading", "unit"]
+        lines.append(listed("__all__", exported))
+        base = "" if self.base else "\n\nclass Base(DeclarativeBase):\n    pass\n"
+        return "\n".join(lines) + "\n" + base + classes
+
+    def entity(self, table: Table) -> Part:
+        """A class and its columns, then what it refers to and what refers to it."""
+        name = self.names[table.name]
+        mixed = [m for m, spread in self.mixins.items() if inherited(spread, table)]
+        have = {c.name for m in mixed for c in self.mixins[m].columns}
+        own = [column for column in table.columns if column.name not in have]
+        body = f"class {name}({', '.join([*mixed, 'Base'])}):\n"
+        body += f"    __tablename__ = {text(table.name.name)}\n"
+        body += self._arguments(table)
+        body += "\n" + self._columns(own, table)
+        body += self._relations(table)
+        self.body += body
+        return Part(name, body)
+
+    def _arguments(self, table: Table) -> str:
+        items = [
+            f"UniqueConstraint({', '.join(text(column) for column in columns)})"
+            for columns in table.uniques
+            if len(columns) > 1
+        ]
+        for key in table.foreign_keys:
+            if len(key.columns) > 1 and key.target in self.tables:
+                to = [f"{_path(key)}.{column}" for column in self._target(key)]
+                rule = [f"ondelete={text(key.on_delete.upper())}"] if key.on_delete else []
+                items.append(
+                    call(
+                        "ForeignKeyConstraint",
+                        [[text(c) for c in key.columns], [text(c) for c in to], *rule],
+                        indent=8,
+                    ).strip()
+                )
+        schema = [f'{{"schema": {text(table.name.schema)}}}'] if _schema(table) else []
+        if not items:
+            return f"    __table_args__ = {schema[0]}\n" if schema else ""
+        items += schema
+        one = f"    __table_args__ = ({', '.join(items)}{',' if len(items) == 1 else ''})\n"
+        if len(one) <= WIDTH + 1:
+            return one
+        return "    __table_args__ = (\n" + "".join(f"        {i},\n" for i in items) + "    )\n"
+
+    def _columns(
+        self, columns: Iterable[Column], table: Table | None = None, spread: Spread | None = None
+    ) -> str:
+        """Of a table, or of a pack's class."""
+        lines = ""
+        taken = {"metadata", "registry"}
+        stamps = stamped([spread] if spread else table.spreads if table else ())
+        key: set[str] = set(table.key) if table else set()
+        foreign = (
+            {k.columns[0]: k for k in table.foreign_keys if len(k.columns) == 1} if table else {}
+        )
+        unique = {u[0] for u in table.uniques if len(u) == 1} if table else set()
+        labels = dict(table.labels) if table else {}
+        for column in columns:
+            kind = kind_of(column.type)
+            if column.name in labels:
+                values = [text(label) for label in labels[column.name]]
+                name = column.type.rpartition(".")[2].strip('"')
+                said = [*values, f"name={text(name)}", "create_type=False"]
+                python, type_ = "str", f"postgresql.ENUM({', '.join(said)})"
+            elif kind is None:
+                lines += (
+                    f"    # {column.name}: SQLAlchemy has no type of its own for {column.type}\n"
+                )
+                continue
+            else:
+                python, type_ = kind.python, kind.sqlalchemy or ""
+            name = attribute(column.name, taken)
+            taken.add(name)
+            nullable = not column.not_null and column.name not in key
+            arguments = [text(column.name)] if name != column.name else []
+            arguments += [type_] if type_ else []
+            if column.name in foreign and foreign[column.name].target in self.tables:
+                reference = foreign[column.name]
+                [to] = self._target(reference)
+                rule = (
+                    f", ondelete={text(reference.on_delete.upper())}" if reference.on_delete else ""
+                )
+                arguments.append(f"ForeignKey({text(f'{_path(reference)}.{to}')}{rule})")
+            if column.identity:
+                arguments.append(
+                    "Identity(always=True)" if column.identity == "always" else "Identity()"
+                )
+            if column.generated:
+                arguments.append(f"Computed({text(column.generated)})")
+            if column.name in key:
+                arguments.append("primary_key=True")
+            if column.name in unique:
+                arguments.append("unique=True")
+            if column.default is not None:
+                now = column.default.lower() in ("now()", "current_timestamp")
+                made = "func.now()" if now else f"sql_text({text(column.default)})"
+                arguments.append(f"server_default={made}")
+            elif column.name in stamps:
+                arguments.append("server_default=FetchedValue()")
+            if column.name == "updated_at":
+                arguments.append("server_onupdate=FetchedValue()")
+            mapped = f"Mapped[{python}{' | None' if nullable else ''}]"
+            if arguments:
+                lines += call(f"{name}: {mapped} = mapped_column", arguments) + "\n"
+            else:
+                lines += f"    {name}: {mapped}\n"
+        return lines
+
+    def _relations(self, table: Table) -> str:
+        """Both ends of the foreign keys between entities."""
+        lines = ""
+        for end in self.ends:
+            key, name = end.key, self.names[end.table.name]
+            over = [f"foreign_keys={text(f'[{_all_of(name, key.columns)}]')}"] if end.told else []
+            if end.table is table:
+                optional = all(not c.not_null for c in table.columns if c.name in key.columns)
+                kind = f"{self.names[key.target]}{' | None' if optional else ''}"
+                to = _all_of(name, self._target(key))
+                itself = [f"remote_side={text(f'[{to}]')}"] if key.target == table.name else []
+                lines += call(
+                    f"{end.one}: Mapped[{kind}] = relationship",
+                    [*over, *itself, f"back_populates={text(end.many)}"],
+                )
+                lines += "\n"
+            if key.target == table.name:
+                passive = ["passive_deletes=True"] if key.on_delete == "cascade" else []
+                lines += call(
+                    f"{end.many}: Mapped[list[{name}]] = relationship",
+                    [*over, f"back_populates={text(end.one)}", *passive],
+                )
+                lines += "\n"
+        return f"\n{lines}" if lines else ""
+
+    def _target(self, key: ForeignKey) -> tuple[str, ...]:
+        return key.target_columns or self.tables[key.target].key
+
+
+def _all_of(name: str, columns: Iterable[str]) -> str:
+    return ", ".join(f"{name}.{attribute(column)}" for column in columns)
+
+
+def _doc(pack: str) -> str:
+    return f'    """The pack {pack}."""\n\n'
+
+
+def _schema(table: Table) -> bool:
+    return table.name.schema != "public"
+
+
+def _path(key: ForeignKey) -> str:
+    return (
+        key.target.name
+        if key.target.schema == "public"
+        else f"{key.target.schema}.{key.target.name}"
+    )
+
+
+def _import(module: str, names: Sequence[str]) -> str:
+    names = sorted(("text as sql_text" if n == "sql_text" else n for n in names), key=str.lower)
+    one = f"from {module} import {', '.join(names)}"
+    if len(one) <= WIDTH:
+        return one
+    return f"from {module} import (\n" + "".join(f"    {name},\n" for name in names) + ")"
+
+
+_SQLALCHEMY = (
+    "BigInteger", "Boolean", "CHAR", "Computed", "Date", "DateTime", "Double", "FetchedValue",
+    "ForeignKey", "ForeignKeyConstraint", "func", "Identity", "Integer", "Interval",
+    "LargeBinary", "Numeric", "SmallInteger", "String", "sql_text", "Text", "Time",
+    "UniqueConstraint", "Uuid",
+)  # fmt: skip
