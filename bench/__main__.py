@@ -12,8 +12,8 @@ from pathlib import Path
 from rich.console import Console
 
 from bench import report
+from bench.agents import ROWS
 from bench.measure import FULL, QUICK, SETTINGS, Bench, BenchError, Result
-from bench.orms import ROWS
 from pyconcord.embedded import Server, ServerError
 from pyconcord.install import Files, FilesError, PackError
 

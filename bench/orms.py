@@ -17,7 +17,7 @@ from bench.measure import LOGIN, WARM, Bench, Database, Result, Run, Side, ratio
 from bench.rows import ROWS, make_slides, row
 from pyconcord.receipts import Principal
 
-__all__ = ["ROWS"]  # all rows of the table, these last
+__all__ = ["ROWS"]
 
 WHO = Principal("acme", "user", "ana")
 

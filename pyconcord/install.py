@@ -334,7 +334,8 @@ def upgrade_plan(
 def uninstall(connection: Connection, *, force: bool = False, drop_roles: bool = False) -> Outcome:
     """Take the pack out, with its log.
 
-    Refused while tables are tracked or protected, unless `force` says to take that off first;
+    Refused while tables are tracked or protected, unless `force` says to take that off first, and
+    while they have column packs, unless `force` says to leave what those made where it is;
     refused while anything of the user's depends on it (a view over ``concord.changes``, say). The
     roles belong to the whole server and stay, unless `drop_roles` says to drop them too; they stay
     even then where another database uses them.
@@ -363,6 +364,12 @@ def uninstall_plan(
     users = _dependents(connection)
     if users:
         raise PackError(f"the database's own objects depend on concord: {_some(users)}")
+    spread = _with_packs(connection)
+    if spread and not force:
+        raise PackError(
+            f"{len(spread)} tables have column packs ({_some(spread)}): remove them, or use force, "
+            "which leaves what they made to the tables' owners"
+        )
     take_off = [
         Step(f"select concord.{how}({sql.Literal(table).as_string(None)})")
         for how, tables in (("unprotect", protected), ("untrack", tracked))
@@ -426,6 +433,15 @@ def _with_triggers(connection: Connection, kind: str) -> dict[str, bool]:
         (f"{kind}_",),
     ).fetchall()
     return dict(rows)
+
+
+def _with_packs(connection: Connection) -> list[str]:
+    """The tables with column packs. One may have come from a version that knew none."""
+    [(there,)] = connection.execute("select to_regclass('concord.packs') is not null")
+    if not there:
+        return []
+    rows = connection.execute("select distinct rel::text from concord.packs order by 1").fetchall()
+    return [row[0] for row in rows]
 
 
 def _dependents(connection: Connection) -> list[str]:

@@ -7,6 +7,7 @@ of `pyconcord.ext`. The module can be written anew when the tables change: what 
 marks of a region is the generator's, and the rest its owner's.
 """
 
+from . import django, sqlalchemy
 from .migration import Bridge, Target
 from .modules import Conflict, rewritten
 from .tables import BridgeError, Table, of_database, of_ddl
@@ -17,7 +18,9 @@ __all__ = [
     "Conflict",
     "Table",
     "Target",
+    "django",
     "of_database",
     "of_ddl",
     "rewritten",
+    "sqlalchemy",
 ]

@@ -146,6 +146,31 @@ def test_the_worked_conflict_runs(db: Database) -> None:
     assert lines(python.stdout) == lines(printed)
 
 
+def test_the_agents_of_the_readme(db: Database) -> None:
+    """Twenty lines, by count too; they print what stands below them."""
+    part = section(README, "The sessions of agents")
+    [program], [printed], [command] = (blocks(part, kind) for kind in ("python", "text", "sh"))
+    assert len([line for line in program.splitlines() if line.strip()]) <= 20
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PG")}
+    environment |= {"DATABASE_URL": db.dsn()}
+    bridge = command.replace("pyconcord", f"{sys.executable} -m pyconcord.cli", 1)
+    subprocess.run(["sh", "-ec", bridge], check=True, env=environment, cwd=ROOT)
+    python = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True, text=True, check=False, cwd=ROOT, env=environment,
+    )  # fmt: skip
+    assert python.returncode == 0, python.stderr
+    assert lines(python.stdout) == lines(printed)
+
+
+def test_the_pack_of_the_docs_is_one(tmp_path: Path) -> None:
+    from pyconcord.packs import load
+
+    [text] = blocks(section(ROOT / "docs" / "packs.md", "A pack of your own"), "sql")
+    (tmp_path / "rated.sql").write_text(text)
+    assert load(tmp_path / "rated.sql").names == ("rating", "rated_at")
+
+
 def test_the_demos_table_is_as_the_demo_prints_it() -> None:
     from pyconcord.demo.report import COLUMNS
     from pyconcord.demo.ways import WAYS

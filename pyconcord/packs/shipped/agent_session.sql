@@ -51,6 +51,7 @@ returns jsonb
 language plpgsql
 as $$
 declare
+  who constant concord.principal := concord.principal();
   model constant text := (select m.name from concord.models m where m.rel = ':"table"'::regclass);
   data constant jsonb := case when state is null then '{}' else jsonb_build_object('state', state) end
                          || case when agent_name is null then '{}' else jsonb_build_object('agent_name', agent_name) end;
@@ -60,7 +61,9 @@ begin
     perform concord_internal.fail('invalid_request', 'state', 'what to save: a state, or an agent''s name');
   end if;
   receipt := concord.commit(jsonb_build_object('operations', jsonb_build_array(
-    case when id is null then jsonb_build_object('type', 'create', 'model', model, 'data', data)
+    -- The wall stamps the same; a superuser, whom it does not bind, would make a session of nobody's else.
+    case when id is null then jsonb_build_object('type', 'create', 'model', model,
+           'data', data || jsonb_build_object('tenant_id', who.tenant, 'user_id', concord_internal.owner_of(who, true)))
          else jsonb_build_object('type', 'update', 'model', model, 'id', id, 'data', data || jsonb_build_object('updated_at', clock_timestamp())) end))
     || case when read_at is null or id is null then '{}' else jsonb_build_object('readAt', read_at) end
     || case when on_stale is null then '{}' else jsonb_build_object('onStale', on_stale) end);
