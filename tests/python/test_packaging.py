@@ -562,6 +562,40 @@ def test_what_the_user_built_on_it_is_not_dropped(way: Way, empty: Database) -> 
     assert install.uninstall(connection).action == "uninstalled"
 
 
+@pytest.mark.parametrize("way", [install_as_extension, install_with_python])
+def test_packs_and_the_wall_outlive_dump_and_restore(
+    way: Way, cluster: OwnServer, empty: Database, tmp_path: Path
+) -> None:
+    """What is noted of them is data, which a dump of an extension carries only when told to."""
+    from psycopg.types.json import Jsonb
+
+    from pyconcord.packs import TableName, find
+
+    way(empty, None)
+    connection = empty.connect()
+    connection.execute("create table slides (id int primary key)")
+    before = dump(empty)
+    for name in ("tenant", "timestamps"):
+        document = find(name).on(TableName("public", "slides")).document()
+        connection.execute("call concord.add_pack('slides', %s)", (Jsonb(document),))
+    connection.execute("select concord.protect('slides', 'tenant')")
+    with pytest.raises(PackError, match="tables are tracked or protected"):
+        install.uninstall(connection)
+    file = tmp_path / "dump"
+    subprocess.run([cluster.bin("pg_dump"), "-Fc", "-f", file, "-d", empty.dsn()], check=True)
+    copy = cluster.db(install=False)
+    subprocess.run([cluster.bin("pg_restore"), "-d", copy.dsn(), file], check=True)
+    there = copy.connect()
+    shown = "select rel::text, pack, version, objects from concord.packs order by pack"
+    assert there.execute(shown).fetchall() == connection.execute(shown).fetchall() != []
+    there.execute("select concord.unprotect('slides')")
+    with pytest.raises(PackError, match=r"1 tables have column packs \(.*slides\)"):
+        install.uninstall(there)
+    for name in ("timestamps", "tenant"):
+        there.execute("select concord.remove_pack('slides', %s)", (name,))
+    assert dump(copy) == before
+
+
 def test_the_owner_of_the_database_takes_out_what_a_superuser_put_in(cluster: OwnServer) -> None:
     database = database_of(cluster, "installer")
     mine, admin = database.connect("installer"), database.connect()
