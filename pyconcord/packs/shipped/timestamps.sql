@@ -12,10 +12,15 @@ create or replace function :"schema".:"table_touch"()
 returns trigger
 language plpgsql
 as $$
+declare
+  generated text[];
 begin
-  -- By image: a type need not have an equality operator. Not in WHEN, where Postgres allows no row with generated columns.
+  -- By image: a type need not have an equality operator. Generated columns have no values in a BEFORE trigger yet, and follow from the others.
   if old *<> new then
-    new.:"updated_at" := now();
+    generated := array(select attname::text from pg_catalog.pg_attribute where attrelid = tg_relid and attnum > 0 and attgenerated <> '');
+    if generated = '{}' or (to_jsonb(old) - generated) is distinct from (to_jsonb(new) - generated) then
+      new.:"updated_at" := now();
+    end if;
   end if;
   return new;
 end
