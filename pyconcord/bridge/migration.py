@@ -15,8 +15,8 @@ from typing import Any, Literal
 import psycopg
 from psycopg import sql
 
-from ..packs.definition import Spread, quoted
-from .tables import Table
+from ..packs.definition import quoted
+from .tables import BridgeError, Table
 
 Target = Literal["sql", "alembic", "django"]
 
@@ -28,6 +28,12 @@ class Bridge:
     tables: Sequence[Table]
     ddl: str | None = None
     """What makes the tables, where they are not there yet."""
+
+    def demand(self) -> None:
+        """Raise BridgeError for what can be told to be wrong before anything runs."""
+        for table in self.tables:
+            _together(table, "track")
+            _together(table, "protect")
 
     def up(self) -> Iterator[str]:
         """The statements, in order; each in a transaction of its own. One that begins with
@@ -42,8 +48,8 @@ class Bridge:
                 yield f"call concord.add_pack({_literal(str(table.name))}, {_dollar(document)})"
         for table in self.tables:
             # First track, so that the policies know the model's groups.
-            yield _call("concord.track", table, _arguments(table.spreads, "track"))
-            if protect := _arguments(table.spreads, "protect"):
+            yield _call("concord.track", table, _together(table, "track"))
+            if protect := _together(table, "protect"):
                 yield _call("concord.protect", table, protect)
             yield _call("concord.todo", table)
 
@@ -51,8 +57,14 @@ class Bridge:
         """The way back, as far as there is one to go. Data in the packs' columns goes with them."""
         for table in reversed(self.tables):
             here = f"rel = to_regclass({_literal(str(table.name))})"
-            yield f"select concord.untrack(rel) from concord.models where {here}"
-            yield f"select concord.unprotect(rel) from concord.protected where {here}"
+            if before := _before(table, "track"):
+                yield _call("concord.track", table, before)
+            else:
+                yield f"select concord.untrack(rel) from concord.models where {here}"
+            if before := _before(table, "protect"):
+                yield _call("concord.protect", table, before)
+            else:
+                yield f"select concord.unprotect(rel) from concord.protected where {here}"
             for spread in reversed(table.spreads):
                 this = f"{here} and pack = {_literal(spread.pack)}"
                 yield f"select concord.remove_pack(rel, pack) from concord.packs where {this}"
@@ -64,7 +76,7 @@ class Bridge:
         self, connection: psycopg.Connection[Any], say: Callable[[str], None], back: bool = False
     ) -> None:
         """Do it, over a connection in autocommit."""
-        for statement in self.down() if back else self.up():
+        for statement in list(self.down() if back else self.up()):
             say(_head(statement))
             rows = connection.execute(statement.encode())
             if statement.startswith("select concord.todo"):
@@ -115,19 +127,47 @@ class Bridge:
         )
 
 
-def _arguments(spreads: Sequence[Spread], function: str) -> dict[str, Any]:
+def _of_packs(table: Table, function: str) -> dict[str, Any]:
     """What all packs of a table say of protect, or of track: lists are put together."""
     together: dict[str, Any] = {}
-    for spread in spreads:
+    for spread in table.spreads:
         said: Mapping[str, Any] = getattr(spread, function)
         for key, value in said.items():
-            if isinstance(value, list) and key in together:
-                together[key] = list(dict.fromkeys([*together[key], *value]))
-            else:
-                together[key] = value
-    if function == "protect" and "tenant_column" not in together:
-        return {}
+            together[key] = _union(together.get(key), value) if isinstance(value, list) else value
+    return together if function == "track" or "tenant_column" in together else {}
+
+
+def _together(table: Table, function: str) -> dict[str, Any]:
+    """The same, with what was said before the bridge. Raises BridgeError where they differ."""
+    together: dict[str, Any] = dict(table.said.get(function, {}))
+    for key, value in _of_packs(table, function).items():
+        was = together.get(key)
+        if isinstance(value, list):
+            together[key] = _union(was, value)
+        elif was is not None and was != value:
+            raise BridgeError(
+                f"concord.{function} has {key} {was} for {table.name}, and the packs say {value}: "
+                f"name the pack's column so (--set), or leave the pack out"
+            )
+        else:
+            together[key] = value
     return together
+
+
+def _before(table: Table, function: str) -> dict[str, Any]:
+    """What was said without the packs: of columns that are the user's, and what packs don't say."""
+    packs = _of_packs(table, function)
+    left: dict[str, Any] = {}
+    for key, value in table.said.get(function, {}).items():
+        if isinstance(value, list):
+            value = [v for v in value if v in table.own or v not in packs.get(key, [])]
+        if value != [] and (packs.get(key) != value or value in table.own):
+            left[key] = value
+    return left if function == "track" or "tenant_column" in left else {}
+
+
+def _union(one: list[Any] | None, other: list[Any]) -> list[Any]:
+    return list(dict.fromkeys([*(one or []), *other]))
 
 
 def _call(function: str, table: Table, arguments: Mapping[str, Any] | None = None) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import psycopg
@@ -38,6 +38,15 @@ class Table:
     spreads: tuple[Spread, ...] = ()
     """The packs that the bridge puts into it, or that it has already."""
     exists: bool = True
+    said: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """What `track` and `protect` were told of it before, less what goes without saying."""
+    made: frozenset[str] = frozenset()
+    """Columns that packs made."""
+
+    @property
+    def own(self) -> frozenset[str]:
+        """Columns that are the user's."""
+        return frozenset(column.name for column in self.columns) - self.made
 
     def having(self, spreads: Sequence[Spread]) -> Table:
         """The table as it will be with these packs in it."""
@@ -90,11 +99,33 @@ def of_database(
     missing = [name for name in wanted if name not in found]
     if missing:
         raise BridgeError(f"there is no table {missing[0]} in the schema {schema}")
+    [(there,)] = connection.execute("select to_regclass('concord.packs') is not null")
+    said = connection.execute(_SAID, (schema,)).fetchall() if there else []
+    known = {name: (tracked, protected, made) for name, tracked, protected, made in said}
     return [
-        _table(TableName(schema, name), found[name])
+        _known(_table(TableName(schema, name), found[name]), *known.get(name, ({}, {}, [])))
         for name in wanted
         if names is not None or not name.startswith(_OF_MIGRATIONS)
     ]
+
+
+def _known(
+    table: Table,
+    tracked: Mapping[str, Any] | None,
+    protected: Mapping[str, Any] | None,
+    made: Sequence[str] | None,
+) -> Table:
+    """The table, with what the database has written down of it."""
+    plain = {"detail": "before", "delegated": False, "name": table.name.name}
+    said = {
+        function: {
+            key: value
+            for key, value in (arguments or {}).items()
+            if value not in (None, [], {}) and value != plain.get(key)
+        }
+        for function, arguments in (("track", tracked), ("protect", protected))
+    }
+    return replace(table, said=said, made=frozenset(made or ()))
 
 
 _OF_MIGRATIONS = ("alembic_version", "django_", "auth_", "schema_migrations")
@@ -161,6 +192,18 @@ def _with(table: Table, constraints: Iterable[Constraint]) -> Table:
             table = replace(table, foreign_keys=(*table.foreign_keys, key))
     return table
 
+
+_SAID = """
+select c.relname,
+  to_jsonb(m) - array['rel', 'key_columns', 'paused', 'tracked_at'],
+  to_jsonb(p) - array['rel', 'protected_at'],
+  (select jsonb_agg(o->>'name') from concord.packs k, jsonb_array_elements(k.objects) o
+    where k.rel = c.oid and o->>'kind' = 'column')
+  from pg_class c
+  left join concord.models m on m.rel = c.oid
+  left join concord.protected p on p.rel = c.oid
+ where c.relnamespace = (select oid from pg_namespace where nspname = %s)
+"""
 
 # A name by which Postgres finds a table's column types under an empty search_path.
 _TABLES = """

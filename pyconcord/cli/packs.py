@@ -117,6 +117,7 @@ def bridge(
         tables = [each.having(choice.of(each)) for each in found]
         choice.demand_used()
         made = Bridge(tables)
+        made.demand()
         if merged:
             text = ddl.read_text() if ddl else ""
             for each in tables:

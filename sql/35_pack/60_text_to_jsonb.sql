@@ -71,7 +71,7 @@ declare
 begin
   perform concord_internal.run_bounded(concat_ws(', ', format('alter table %s alter column %I drop default', rel, col),
     format('alter column %1$I type pg_catalog.jsonb using %1$I::pg_catalog.jsonb', col),
-    format('alter column %I set default (%s)::pg_catalog.jsonb', col, expression)));
+    format('alter column %I set default (', col) || expression || ')::pg_catalog.jsonb'));
 end
 $$;
 

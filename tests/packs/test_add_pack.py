@@ -320,7 +320,11 @@ def test_a_new_version_leaves_what_the_user_changed(table: Table) -> None:
     table.owner.execute(
         "create or replace function app.level() returns int language sql as 'select 7'"
     )
+    table.owner.execute("drop index app.slides_rank_idx")
+    table.owner.execute("create index slides_rank_idx on app.slides (rank desc)")
     kept = {f"{k['kind']} {k['name']}": k["state"] for k in table.add(TWO)["kept"]}
+    assert kept["index slides_rank_idx"] == "changed"  # which version 2 has no more
+    assert table.one("select to_regclass('app.slides_rank_idx') is not null")
     assert kept["column rank"] == "changed"
     assert kept["function app.level()"] == "changed"
     assert table.one("select app.level()") == 7

@@ -218,6 +218,37 @@ def test_there_twice_and_back(shop: Database, way: str, tmp_path: Path) -> None:
         there_and_back(shop, way, tmp_path, back=True)
 
 
+def test_what_was_tracked_and_protected_before(shop: Database) -> None:
+    """The bridge adds to what was said, and leaves it when it goes."""
+    owner = shop.connect("owner")
+    owner.execute("alter table shop.decks add org text default 'acme'")
+    owner.execute("select concord.track('shop.slides', groups => array['deck:{deck_id}'])")
+    owner.execute("select concord.track('shop.decks', tenant_column => 'org', detail => 'names')")
+    owner.execute("select concord.protect('shop.decks', 'org')")
+    for (todo,) in owner.execute("select concord.todo('shop.decks')").fetchall():
+        owner.execute(todo.encode())
+
+    def said() -> list[Any]:
+        models = "select to_jsonb(m) - 'tracked_at' from concord.models m order by name"
+        walls = "select to_jsonb(p) - 'protected_at' from concord.protected p order by rel"
+        return [*owner.execute(models).fetchall(), *owner.execute(walls).fetchall()]
+
+    before, schema = said(), snapshot(shop.connect(), "shop")
+    assert len(before) == 3
+    assert "concord.track has tenant_column org" in bridge(shop, "--apply", ok=False)
+    more = ("--set", "decks:tenant=org")
+    for _ in range(2):
+        bridge(shop, "--apply", *more)
+        [(slides,)] = owner.execute(
+            "select to_jsonb(m) from concord.models m where name = 'slides'"
+        )
+        assert slides["groups"] == ["deck:{deck_id}"]
+        assert (slides["tenant_column"], slides["ignore_fields"]) == ("tenant", ["updated_at"])
+    bridge(shop, "--revert", *more)
+    assert said() == before
+    assert differences(schema, snapshot(shop.connect(), "shop")) == []
+
+
 def test_of_ddl(db: Database, tmp_path: Path) -> None:
     """Tables that are not there yet: what is written is what is written of the live ones."""
     ddl = """
