@@ -139,7 +139,10 @@ def bridge(
     if apply or revert:
         with session.answering(), session.connect() as connection:
             connection.execute("set lock_timeout = 0")  # each statement bounds its own waits
-            connection.add_notice_handler(
-                lambda notice: err.print(notice.message_primary or "", markup=False)
-            )
-            made.run(connection, lambda what: err.print(what, markup=False), back=revert)
+            connection.add_notice_handler(lambda notice: _say(notice.message_primary or ""))
+            made.run(connection, _say, back=revert)
+
+
+def _say(what: str) -> None:
+    if not what.endswith(", skipping"):  # of DROP … IF EXISTS
+        err.print(what, markup=False, soft_wrap=True)

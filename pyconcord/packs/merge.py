@@ -82,16 +82,17 @@ def merge(ddl: str, spreads: Sequence[Spread]) -> str:
             for index in spread.indexes
         ]
         after += spread.statements
-    at = ddl.index(statement) + _end_of_body(statement)
-    body = ddl[:at].rstrip()
-    rest = ddl[at:]
-    end = rest.find(";") + 1 or len(rest)
-    added = "".join(
-        f"{'' if body.endswith('(') and not n else ','}\n  {line}" for n, line in enumerate(lines)
-    )
+    start = ddl.index(statement)
+    last, end = (start + place for place in _end_of_body(statement))
+    # The comma stands right behind the last word: a comment may follow, up to the end of its line.
+    comma = "," if lines and ddl[last - 1] != "(" else ""
+    body = f"{ddl[:last]}{comma}{ddl[last:end].rstrip()}"
+    added = ",".join(f"\n  {line}" for line in lines)
+    rest = ddl[end:]
+    over = rest.find(";") + 1
+    head = rest[:over] if over else f"{rest.rstrip()};"
     tail = "".join(f"\n{each};" for each in after)
-    head = rest[:end] if rest[:end].endswith(";") else f"{rest[:end].rstrip()};"
-    return f"{body}{added}\n{head}{tail}{rest[end:]}"
+    return f"{body}{added}\n{head}{tail}{rest[over:] if over else ''}"
 
 
 def parsed_type(text: str) -> exp.Expression:
@@ -102,14 +103,15 @@ def _text(text: str) -> str:
     return written(exp.Literal.string(text))
 
 
-def _end_of_body(statement: str) -> int:
-    """Where the parenthesis that holds the columns is closed."""
+def _end_of_body(statement: str) -> tuple[int, int]:
+    """Where the last word among the columns ends, and where their parenthesis is closed."""
     [(_, tokens)] = statements(statement)
-    depth = 0
+    depth, last = 0, 0
     for token in tokens:
         depth += _step(token)
         if token.token_type is TokenType.R_PAREN and depth == 0:
-            return token.start
+            return last, token.start
+        last = token.end + 1
     raise PackFileError(f"{statement}: no columns")
 
 

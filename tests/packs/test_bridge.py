@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import io
+import json
 import os
 import subprocess
 import sys
@@ -428,3 +430,61 @@ def test_a_clash_stops_the_bridge_and_can_be_undone(shop: Database) -> None:
     bridge(shop, "--revert")
     owner.execute("alter table shop.slides drop tenant")
     assert differences(before, snapshot(owner, "shop")) == []
+
+
+# --- the command line -----------------------------------------------------------------------------
+
+
+def test_packs_are_listed(shop: Database) -> None:
+    shop.connect("owner").execute("alter table shop.decks add tenant text default 'acme'")
+    bridge(shop, "--apply")
+    done = CliRunner().invoke(app, ["packs", shop.dsn("owner"), "--json"])
+    rows = json.loads(done.output)
+    shown = {(row["table"], row["pack"]): row["objects"] for row in rows}
+    assert "Whose a row is" in shown["", "tenant"]
+    assert "column owner (made)" in shown["shop.slides", "owner"]
+    assert shown["shop.decks", "tenant"] == []  # the user's column serves
+    assert "agent_session" in CliRunner().invoke(app, ["packs"]).output
+
+
+def test_ddl_with_packs_in_it(db: Database, tmp_path: Path) -> None:
+    (tmp_path / "ddl.sql").write_text(
+        "create table slides (\n  id int primary key -- the key\n);\n"
+    )
+    done = CliRunner().invoke(
+        app, ["bridge", "--ddl", str(tmp_path / "ddl.sql"), "--pack", "tenant", "--merge"]
+    )
+    assert done.output == (
+        'create table slides (\n  id int primary key, -- the key\n  "tenant" text not null\n);\n'
+    )
+    db.connect().execute(done.output.encode())
+
+
+def test_progress_is_told(shop: Database) -> None:
+    shop.connect().execute(
+        "insert into shop.slides (deck_id, position) select 2, g from generate_series(1, 60000) g"
+    )
+    said = bridge(shop, "--apply")
+    assert "tenant: 50 % of shop.slides filled" in said
+    assert "skipping" not in said
+
+
+def test_alembic_writes_it_down(shop: Database, tmp_path: Path) -> None:
+    """`alembic upgrade --sql`: the calls are in it, and psql takes them."""
+    bridge(shop, "--migration", "alembic", "--to", str(tmp_path / "versions"))
+    (tmp_path / "env.py").write_text(
+        "from alembic import context\n"
+        "context.configure(dialect_name='postgresql', dialect_opts={'paramstyle': 'named'},"
+        " literal_binds=True)\n"
+        "with context.begin_transaction():\n    context.run_migrations()\n"
+    )
+    from alembic import command
+    from alembic.config import Config
+
+    out = io.StringIO()
+    config = Config(output_buffer=out)
+    config.set_main_option("script_location", str(tmp_path))
+    command.upgrade(config, "head", sql=True)
+    (tmp_path / "up.sql").write_text(out.getvalue())
+    psql(shop, tmp_path / "up.sql")
+    assert shop.connect().execute("select count(*) from concord.models").fetchone() == (6,)

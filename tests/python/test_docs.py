@@ -110,7 +110,8 @@ def test_every_promise_says_how_and_names_tests_that_exist(number: int) -> None:
     assert named, f"{title} names no test"
     for file, function in named:
         paths = [
-            ROOT / "tests" / room / file for room in ("isolation", "python", "history", "security")
+            ROOT / "tests" / room / file
+            for room in ("isolation", "python", "history", "security", "packs", "agents")
         ]
         [path] = [path for path in paths if path.exists()]
         assert function in functions_of(path), f"{title}: there is no {file}::{function}"

@@ -810,6 +810,7 @@ def test_the_wheel_carries_the_pack(wheel: Path, tmp_path: Path) -> None:
     names = {str(path.relative_to(tmp_path / "site")) for path in (tmp_path / "site").rglob("*")}
     assert "pyconcord/py.typed" in names
     assert "pyconcord/schemas/request.schema.json" in names
+    assert "pyconcord/packs/shipped/tenant.sql" in names
     assert not any(name.split("/")[0] in ("tests", "sql", "tools", "bench") for name in names)
 
     program = (
