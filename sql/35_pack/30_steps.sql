@@ -91,7 +91,7 @@ begin
        where not exists (select from concord_internal.objects_of(rel, pack) o where o.kind = 'constraint' and o.name = c.e->>'name')
        order by c.n
     loop
-      if p->>'definition' ~* '^(unique|primary key)' and not small then
+      if p->>'definition' ~* '^(unique|primary key)' and not small and not partitioned then
         return next row(null, 'constraint', p->>'name', p, true)::concord_internal.pack_step;
       else
         return next row(format('alter table %s add constraint %I %s%s', rel, p->>'name', p->>'definition',

@@ -77,6 +77,8 @@ declare
   kept jsonb := '[]';
   s concord_internal.pack_step;
 begin
+  -- Before it is asked what is missing: of two calls at once the second finds done what the first did.
+  perform concord_internal.run_bounded(pg_catalog.format('select pg_catalog.pg_advisory_xact_lock(%s)', pg_catalog.hashtextextended(rel::pg_catalog.oid::pg_catalog.text, -5)));
   for s in select x.* from concord_internal.pack_steps(rel, document, stage, tried) x loop
     if stage operator(pg_catalog.=) 'statements' then
       kept := kept operator(pg_catalog.||) concord_internal.run_statement(rel, document, s.source);

@@ -339,6 +339,39 @@ def test_another_definition_is_another_version(table: Table) -> None:
     assert refusal(raised) == ("invalid_request", "document")
 
 
+# --- at once -------------------------------------------------------------------------------------
+
+
+def test_two_calls_at_once(db: Database, table: Table) -> None:
+    """Of a pack and a table: both succeed, and all of it is there once."""
+    table.insert(101, 3000)
+    pack = own(
+        "code int not null, at timestamptz not null default now() check (at > '2000-1-1')",
+        """create index on :"table" (at);
+           create or replace function :"schema".:"table_at"() returns trigger language plpgsql
+             as $$ begin return new; end $$;
+           create trigger at before insert on :"table" for each row
+             execute function :"schema".:"table_at"();""",
+    )
+    document = pack.on(table.name, {}, {"code": "id"}).document()
+    failed: list[psycopg.Error] = []
+
+    def add() -> None:
+        try:
+            call(db.connect("owner"), table.name, document, 100)
+        except psycopg.Error as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=add) for _ in range(4)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert failed == []
+    assert set(table.objects("stamped").values()) == {"made"}
+    assert table.one("select count(*) from app.slides where code = id") == 3000
+
+
 # --- locks ----------------------------------------------------------------------------------------
 
 
