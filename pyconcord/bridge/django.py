@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from ..packs.definition import Column
-from .entities import inherited, mixins, stamped
+from .entities import class_names, inherited, mixins, stamped
 from .modules import Part
 from .python import attribute, call, class_name, listed, text
 from .tables import ForeignKey, Table, ends
@@ -44,7 +44,7 @@ def parts(tables: Sequence[Table], base: str | None = None) -> tuple[str, list[P
 class _Module:
     def __init__(self, tables: Sequence[Table], base: str | None) -> None:
         self.tables = {table.name: table for table in tables}
-        self.names = {table.name: class_name(table.name.name) for table in tables}
+        self.names = class_names(tables)
         self.base = base
         self.mixins = mixins(tables)
         self.ends = list(ends(tables))

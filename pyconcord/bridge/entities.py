@@ -4,9 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from ..packs.definition import Spread
+from ..packs.definition import Spread, TableName
 from .python import class_name
-from .tables import Table
+from .tables import BridgeError, Table
+
+
+def class_names(tables: Sequence[Table]) -> dict[TableName, str]:
+    """The entities' classes. Raises BridgeError where two tables would have one."""
+    found = {table.name: class_name(table.name.name) for table in tables}
+    by_class: dict[str, TableName] = {}
+    for table, name in found.items():
+        if name in by_class:
+            raise BridgeError(f"{by_class[name]} and {table} would both be {name}: bridge one")
+        by_class[name] = table
+    return found
 
 
 def mixins(tables: Sequence[Table]) -> dict[str, Spread]:
@@ -42,3 +53,13 @@ def stamped(spreads: Iterable[Spread]) -> set[str]:
     """The columns that protect's triggers write."""
     keys = ("tenant_column", "owner_column", "editor_column")
     return {str(s.protect[key]) for s in spreads for key in keys if key in s.protect}
+
+
+def touched(spreads: Iterable[Spread]) -> set[str]:
+    """The columns that a pack's trigger writes with every change, which never conflict."""
+    return {
+        name
+        for spread in spreads
+        for name in spread.track.get("ignore_fields", ())
+        if any(c.name == name and c.type == "timestamptz" for c in spread.columns)
+    }

@@ -32,6 +32,8 @@ class Bridge:
     def demand(self) -> None:
         """Raise BridgeError for what can be told to be wrong before anything runs."""
         for table in self.tables:
+            if not table.key:
+                raise BridgeError(f"{table.name} has no primary key: a row is known by something")
             _together(table, "track")
             _together(table, "protect")
 

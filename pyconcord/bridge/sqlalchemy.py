@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from ..packs.definition import Column, Spread
-from .entities import inherited, mixins, stamped
+from .entities import class_names, inherited, mixins, stamped, touched
 from .modules import Part
 from .python import WIDTH, attribute, call, class_name, listed, text
 from .tables import ForeignKey, Table, ends
@@ -43,7 +43,7 @@ def parts(tables: Sequence[Table], base: str | None = None) -> tuple[str, list[P
 class _Module:
     def __init__(self, tables: Sequence[Table], base: str | None) -> None:
         self.tables = {table.name: table for table in tables}
-        self.names = {table.name: class_name(table.name.name) for table in tables}
+        self.names = class_names(tables)
         self.base = base
         self.mixins = mixins(tables)
         self.ends = list(ends(tables))
@@ -52,9 +52,7 @@ class _Module:
     def head(self) -> str:
         """Imports, the base, and the packs' mixins."""
         classes = "".join(
-            f"\n\nclass {name}:\n"
-            + _doc(spread.pack)
-            + self._columns(spread.columns, spread=spread)
+            f"\n\nclass {name}:\n" + _doc(spread.pack) + self._columns(spread.columns, [spread])
             for name, spread in self.mixins.items()
         )
         used = classes + self.body
@@ -69,7 +67,7 @@ class _Module:
             lines.append(_import("sqlalchemy", names))
         if "postgresql." in used:
             lines.append("from sqlalchemy.dialects import postgresql")
-        orm = [n for n in ("Mapped", "mapped_column", "relationship") if f"{n}" in used]
+        orm = [n for n in ("Mapped", "mapped_column", "relationship") if n in used]
         module, _, name = (self.base or "").partition(":")
         if not self.base:
             orm.insert(0, "DeclarativeBase")
@@ -92,7 +90,7 @@ class _Module:
         body = f"class {name}({', '.join([*mixed, 'Base'])}):\n"
         body += f"    __tablename__ = {text(table.name.name)}\n"
         body += self._arguments(table)
-        body += "\n" + self._columns(own, table)
+        body += "\n" + self._columns(own, table.spreads, table)
         body += self._relations(table)
         self.body += body
         return Part(name, body)
@@ -124,68 +122,44 @@ class _Module:
         return "    __table_args__ = (\n" + "".join(f"        {i},\n" for i in items) + "    )\n"
 
     def _columns(
-        self, columns: Iterable[Column], table: Table | None = None, spread: Spread | None = None
+        self, columns: Iterable[Column], spreads: Sequence[Spread], table: Table | None = None
     ) -> str:
-        """Of a table, or of a pack's class."""
+        """Of a pack's class, or of a table's."""
         lines = ""
         taken = {"metadata", "registry"}
-        stamps = stamped([spread] if spread else table.spreads if table else ())
-        key: set[str] = set(table.key) if table else set()
-        foreign = (
-            {k.columns[0]: k for k in table.foreign_keys if len(k.columns) == 1} if table else {}
-        )
-        unique = {u[0] for u in table.uniques if len(u) == 1} if table else set()
-        labels = dict(table.labels) if table else {}
         for column in columns:
-            kind = kind_of(column.type)
-            if column.name in labels:
-                values = [text(label) for label in labels[column.name]]
-                name = column.type.rpartition(".")[2].strip('"')
-                said = [*values, f"name={text(name)}", "create_type=False"]
-                python, type_ = "str", f"postgresql.ENUM({', '.join(said)})"
-            elif kind is None:
-                lines += (
-                    f"    # {column.name}: SQLAlchemy has no type of its own for {column.type}\n"
-                )
+            type_ = _type(column, dict(table.labels) if table else {})
+            if type_ is None:
+                lines += f"    # {column.name}: SQLAlchemy has no type of its own for it\n"
                 continue
-            else:
-                python, type_ = kind.python, kind.sqlalchemy or ""
             name = attribute(column.name, taken)
             taken.add(name)
-            nullable = not column.not_null and column.name not in key
             arguments = [text(column.name)] if name != column.name else []
-            arguments += [type_] if type_ else []
-            if column.name in foreign and foreign[column.name].target in self.tables:
-                reference = foreign[column.name]
-                [to] = self._target(reference)
-                rule = (
-                    f", ondelete={text(reference.on_delete.upper())}" if reference.on_delete else ""
-                )
-                arguments.append(f"ForeignKey({text(f'{_path(reference)}.{to}')}{rule})")
-            if column.identity:
-                arguments.append(
-                    "Identity(always=True)" if column.identity == "always" else "Identity()"
-                )
-            if column.generated:
-                arguments.append(f"Computed({text(column.generated)})")
-            if column.name in key:
-                arguments.append("primary_key=True")
-            if column.name in unique:
-                arguments.append("unique=True")
-            if column.default is not None:
-                now = column.default.lower() in ("now()", "current_timestamp")
-                made = "func.now()" if now else f"sql_text({text(column.default)})"
-                arguments.append(f"server_default={made}")
-            elif column.name in stamps:
-                arguments.append("server_default=FetchedValue()")
-            if column.name == "updated_at":
-                arguments.append("server_onupdate=FetchedValue()")
-            mapped = f"Mapped[{python}{' | None' if nullable else ''}]"
+            arguments += [type_[1]] if type_[1] else []
+            arguments += self._keys(column, table) if table else []
+            arguments += _made_by_the_database(column, spreads)
+            arguments.sort(key=lambda argument: re.match(r"\w+=", argument) is not None)
+            optional = not column.not_null and not (table and column.name in table.key)
+            mapped = f"Mapped[{type_[0]}{' | None' if optional else ''}]"
             if arguments:
                 lines += call(f"{name}: {mapped} = mapped_column", arguments) + "\n"
             else:
                 lines += f"    {name}: {mapped}\n"
         return lines
+
+    def _keys(self, column: Column, table: Table) -> list[str]:
+        """What a column is among the others: a foreign key, the key, unique."""
+        found = []
+        for key in table.foreign_keys:
+            if key.columns == (column.name,) and key.target in self.tables:
+                [to] = self._target(key)
+                rule = f", ondelete={text(key.on_delete.upper())}" if key.on_delete else ""
+                found.append(f"ForeignKey({text(f'{_path(key)}.{to}')}{rule})")
+        if column.name in table.key:
+            found.append("primary_key=True")
+        if (column.name,) in table.uniques:
+            found.append("unique=True")
+        return found
 
     def _relations(self, table: Table) -> str:
         """Both ends of the foreign keys between entities."""
@@ -214,6 +188,35 @@ class _Module:
 
     def _target(self, key: ForeignKey) -> tuple[str, ...]:
         return key.target_columns or self.tables[key.target].key
+
+
+def _type(column: Column, labels: Mapping[str, Sequence[str]]) -> tuple[str, str | None] | None:
+    """The type in Python, and in SQLAlchemy where it has to be said."""
+    if column.name in labels:
+        schema, _, name = column.type.replace('"', "").rpartition(".")
+        said = [*map(text, labels[column.name]), f"name={text(name)}"]
+        said += [f"schema={text(schema)}"] if schema else []
+        return "str", f"postgresql.ENUM({', '.join([*said, 'create_type=False'])})"
+    kind = kind_of(column.type)
+    return None if kind is None else (kind.python, kind.sqlalchemy)
+
+
+def _made_by_the_database(column: Column, spreads: Sequence[Spread]) -> list[str]:
+    found = []
+    if column.identity:
+        found.append("Identity(always=True)" if column.identity == "always" else "Identity()")
+    if column.generated:
+        found.append(f"Computed({text(column.generated)})")
+    if column.default is not None:
+        now = column.default.lower() in ("now()", "current_timestamp")
+        found.append(
+            f"server_default={'func.now()' if now else f'sql_text({text(column.default)})'}"
+        )
+    elif column.name in stamped(spreads):
+        found.append("server_default=FetchedValue()")
+    if column.name in touched(spreads):
+        found.append("server_onupdate=FetchedValue()")
+    return found
 
 
 def _all_of(name: str, columns: Iterable[str]) -> str:

@@ -422,6 +422,19 @@ def test_what_is_refused(shop: Database, arguments: Sequence[str], why: str) -> 
     assert why in done.output
 
 
+@pytest.mark.parametrize(
+    ("sql", "why"),
+    [
+        ("create table shop.deck (id int primary key)", "both be Deck"),
+        ("create table shop.keyless (id int)", 'keyless" has no primary key'),
+    ],
+)
+def test_tables_that_cannot_be_entities(shop: Database, sql: str, why: str) -> None:
+    shop.connect("owner").execute(sql.encode())
+    for orm in ("sqlalchemy", "django"):
+        assert why in bridge(shop, "--orm", orm, "--entities", "/nowhere/at/all.py", ok=False)
+
+
 def test_a_clash_stops_the_bridge_and_can_be_undone(shop: Database) -> None:
     owner = shop.connect("owner")
     before = snapshot(owner, "shop")
