@@ -26,10 +26,10 @@ def make_store(db: Database, sessions: int) -> None:
     bridge = Bridge([table.having([packs[table.name.name].on(table.name)]) for table in tables])
     with db.connect() as connection:
         bridge.run(connection, lambda _: None)
-        connection.execute("select concord.act_as('acme', 'user', 'u1', is_local => false)")
         connection.execute(
-            "insert into agent_session (id, agent_name)"
-            f" select 's' || i, 'writer' from generate_series(1, {sessions}) i".encode()
+            "insert into agent_session (id, agent_name, tenant_id, user_id)"
+            " select 's' || i, 'writer', 'acme', 'u1'"
+            f" from generate_series(1, {sessions}) i".encode()
         )
     db.run(*(f"grant select, insert, update, delete on {name} to {LOGIN}" for name in TABLES))
 
