@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from ..packs.definition import Spread, TableName
+from ..packs.definition import Column, Spread, TableName
+from ..packs.merge import normal
 from .python import class_name
 from .tables import BridgeError, Table
 
@@ -40,13 +41,14 @@ def inherited(mixin: Spread, table: Table) -> bool:
     return any(
         spread.pack == mixin.pack
         and [_said(c) for c in spread.columns] == [_said(c) for c in mixin.columns]
-        and all(have[column.name] == column for column in spread.columns)
+        and all(_said(have[column.name]) == _said(column) for column in spread.columns)
         for spread in table.spreads
     )
 
 
-def _said(column: object) -> tuple[object, ...]:
-    return tuple(getattr(column, name) for name in ("name", "type", "not_null", "default"))
+def _said(column: Column) -> tuple[object, ...]:
+    """Less the default, which the database words in its own way."""
+    return column.name, normal(column.type), column.not_null
 
 
 def stamped(spreads: Iterable[Spread]) -> set[str]:

@@ -157,7 +157,7 @@ def _table(name: TableName, raw: dict[str, Any]) -> Table:
         columns,
         tuple(raw["key"]),
         foreign,
-        tuple(tuple(each) for each in raw["uniques"]),
+        tuple(sorted(tuple(each) for each in raw["uniques"])),
         tuple((each["name"], tuple(each["labels"])) for each in raw["columns"] if each["labels"]),
     )
 
@@ -185,11 +185,14 @@ def _with(table: Table, constraints: Iterable[Constraint]) -> Table:
     for each in constraints:
         if each.definition.startswith("primary key"):
             table = replace(table, key=each.columns)
-        elif each.definition.startswith("unique"):
-            table = replace(table, uniques=(*table.uniques, each.columns))
+        elif each.definition.startswith("unique") and each.columns not in table.uniques:
+            table = replace(table, uniques=tuple(sorted([*table.uniques, each.columns])))
         elif each.references is not None:
             key = ForeignKey(each.columns, each.references, each.target_columns, each.on_delete)
-            table = replace(table, foreign_keys=(*table.foreign_keys, key))
+            if not any(
+                (k.columns, k.target) == (key.columns, key.target) for k in table.foreign_keys
+            ):
+                table = replace(table, foreign_keys=(*table.foreign_keys, key))
     return table
 
 

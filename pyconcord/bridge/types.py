@@ -6,8 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..packs.definition import type_of
-from ..packs.merge import parsed_type
+from ..packs.merge import normal
 
 
 @dataclass(frozen=True)
@@ -44,8 +43,7 @@ _KINDS = {
 
 def kind_of(type: str) -> Kind | None:
     """What a type is in the ORMs; None where they have none for it."""
-    bare = type_of(parsed_type(type))
-    match = re.fullmatch(r"([a-z ]+?)(?:\((\d+)(?:, (\d+))?\))?((?:\[\])*)", bare)
+    match = re.fullmatch(r"([a-z ]+?)(?:\((\d+)(?:, (\d+))?\))?((?:\[\])*)", normal(type))
     if match is None:
         return None
     name, first, second, array = match.groups()

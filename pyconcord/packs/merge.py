@@ -60,7 +60,7 @@ def merge(ddl: str, spreads: Sequence[Spread]) -> str:
     for spread in spreads:
         for column in spread.columns:
             there = have.setdefault(column.name, column.type)
-            if type_of(parsed_type(there)) != type_of(parsed_type(column.type)):
+            if normal(there) != normal(column.type):
                 raise PackFileError(
                     f"{table.name}.{column.name} is {there}, and the pack {spread.pack} has "
                     f"{column.type} there: give its column another name"
@@ -95,8 +95,10 @@ def merge(ddl: str, spreads: Sequence[Spread]) -> str:
     return f"{body}{added}\n{head}{tail}{rest[over:] if over else ''}"
 
 
-def parsed_type(text: str) -> exp.Expression:
-    return exp.DataType.build(text.partition(" collate ")[0], dialect="postgres", udt=True)
+def normal(type: str) -> str:
+    """A type in one of its spellings: timestamptz, varchar(80), int."""
+    text = type.partition(" collate ")[0]
+    return type_of(exp.DataType.build(text, dialect="postgres", udt=True))
 
 
 def _text(text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import threading
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -477,11 +478,10 @@ def test_two_resumes_never_both_run_a_call(store: Store, ana: AgentStore, called
         thread = threading.Thread(target=run, args=(b, second, got))
         thread.start()
         watch = store.db.connect()
-        while not watch.execute(
-            "select wait_event_type = 'Lock' from pg_stat_activity where pid = %s",
-            (b.info.backend_pid,),
-        ).fetchone()[0]:  # type: ignore[index]
-            pass
+        waits = "select from pg_stat_activity where pid = %s and wait_event_type = 'Lock'"
+        while thread.is_alive() and not watch.execute(waits, (b.info.backend_pid,)).fetchall():
+            time.sleep(0.01)
+        assert thread.is_alive()
         a.commit()
         thread.join()
         assert got in (["lease_lost"], [(None,)])

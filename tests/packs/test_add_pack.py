@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
 import psycopg
@@ -110,6 +111,8 @@ def test_writers_go_on_meanwhile(db: Database, table: Table) -> None:
 
     thread = threading.Thread(target=insert)
     thread.start()
+    while not wrote[0] and thread.is_alive():
+        time.sleep(0.01)
     try:
         table.add(own("kind text not null"), fills={"kind": "'old'"}, batch=500)
     finally:

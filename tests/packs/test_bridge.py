@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import io
 import json
@@ -443,6 +444,38 @@ def test_a_clash_stops_the_bridge_and_can_be_undone(shop: Database) -> None:
     bridge(shop, "--revert")
     owner.execute("alter table shop.slides drop tenant")
     assert differences(before, snapshot(owner, "shop")) == []
+
+
+def shape(path: Path) -> dict[str, list[str]]:
+    """The classes of a module: their bases, and what they have, of which type."""
+    found = {}
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ClassDef):
+            found[node.name] = [ast.unparse(base) for base in node.bases]
+            for each in node.body:
+                if isinstance(each, ast.AnnAssign):
+                    found[node.name].append(
+                        f"{ast.unparse(each.target)}: {ast.unparse(each.annotation)}"
+                    )
+                elif isinstance(each, ast.Assign):
+                    value = each.value.func if isinstance(each.value, ast.Call) else each.value
+                    found[node.name].append(
+                        f"{ast.unparse(each.targets[0])} = {ast.unparse(value)}"
+                    )
+    return found
+
+
+@pytest.mark.parametrize("orm", ["sqlalchemy", "django"])
+def test_the_same_before_and_after_the_migration(shop: Database, orm: str, tmp_path: Path) -> None:
+    """Written anew of the migrated tables: the same classes."""
+    shapes = []
+    for name in ("before", "after"):
+        path = tmp_path / f"{name}.py"
+        bridge(shop, "--orm", orm, "--entities", str(path))
+        checked(path, types=orm == "sqlalchemy")
+        shapes.append(shape(path))
+        bridge(shop, "--apply")
+    assert shapes[0] == shapes[1]
 
 
 # --- the command line -----------------------------------------------------------------------------
