@@ -43,8 +43,10 @@ as $$
 begin
   return case kind
     when 'column' then (
-      select concat_ws(' ', format_type(a.atttypid, a.atttypmod), case when a.attcollation not in (0, 100) then a.attcollation::regcollation::text end, case when a.attnotnull then 'not null' end,
-                       'identity ' || nullif(a.attidentity::text, ''), 'generated ' || nullif(a.attgenerated::text, ''), 'default ' || pg_get_expr(d.adbin, d.adrelid))
+      select concat_ws(' ', format_type(a.atttypid, a.atttypmod),
+                       case when a.attcollation not in (0, 100) then a.attcollation::regcollation::text end,
+                       case when a.attnotnull then 'not null' end, 'identity ' || nullif(a.attidentity::text, ''),
+                       'generated ' || nullif(a.attgenerated::text, ''), 'default ' || pg_get_expr(d.adbin, d.adrelid))
         from pg_attribute a left join pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
        where a.attrelid = rel and a.attname = name and a.attnum > 0 and not a.attisdropped)
     when 'constraint' then (
@@ -181,8 +183,8 @@ $$;
 create view concord.packs as select rel, pack, version, objects, added_at from concord_internal.packs_shown();
 comment on view concord.packs is
   'The column packs of the tables that the caller may select from, or owns: table, pack, version, and the objects that the pack
-made there, each with kind (column, constraint, index, trigger, policy, function), name, and state: made (as the pack made it),
-planned (left to be made, see todo of concord.add_pack), changed or gone (by the user, whose it is from then on).';
+made there, each with kind (column, constraint, index, trigger, policy, function), name, and state: made (as the pack made
+it), planned (left to be made, see todo of concord.add_pack), changed or gone (by the user, whose it is from then on).';
 
 select concord_internal.open_to('concord_internal.object_definition(regclass,text,text)', 'public');
 select concord_internal.open_to('concord_internal.note_pack(regclass,jsonb,boolean)', 'public');

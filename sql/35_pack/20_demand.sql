@@ -1,7 +1,8 @@
 -- What can be said of a pack before anything is done: whether it is one, and whether the table has room for it.
 
 -- A column's type and default as Postgres itself reads them, under the caller's search_path: from a temporary table that is gone
--- again at once. instant: ADD COLUMN need not write the rows that are there, for which it takes a default that is the same for all.
+-- again at once. instant: ADD COLUMN need not write the rows that are there, for which it takes a default that is the same
+-- for all.
 create function concord_internal.try_column(type text, expression text, out typ oid, out typmod integer, out collation oid, out instant boolean)
 language plpgsql
 as $$

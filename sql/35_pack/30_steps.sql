@@ -2,8 +2,8 @@
 -- cut short goes on where it stopped.
 create type concord_internal.pack_step as (statement text, kind text, name text, source jsonb, planned boolean);
 
--- Up to this size (in bytes, of the table with its partitions) an index is built, and a column written into all rows, under the lock;
--- beyond it those who use the table would wait too long.
+-- Up to this size (in bytes, of the table with its partitions) an index is built, and a column written into all rows, under
+-- the lock; beyond it those who use the table would wait too long.
 create function concord_internal.is_small(rel regclass)
 returns boolean
 language sql
@@ -46,6 +46,9 @@ declare
   partitioned constant boolean := (select relkind = 'p' from pg_class where oid = rel);
   p jsonb;
   r record;
+  col text;
+  made boolean;
+  definition text;
 begin
   if stage = 'columns' then
     for p in
@@ -54,35 +57,45 @@ begin
          and not exists (select from concord_internal.objects_of(rel, pack) o where o.kind = 'column' and o.name = c.e->>'name')
        order by c.n
     loop
-      if not small and (p ? 'identity' or p ? 'generated') then
-        perform concord_internal.fail('invalid_request', 'columns.' || (p->>'name'), format('%s is too large to write such a column into its rows under a lock: make it first', rel));
-      elsif not empty and (p->>'notNull')::boolean and not (p ? 'fill' or p ? 'default' or p ? 'identity' or p ? 'generated') then
-        perform concord_internal.fail('invalid_request', 'columns.' || (p->>'name'), format('%s has rows: say what they have in this column (fill %s=…)', rel, p->>'name'));
+      col := p->>'name';
+      made := p ? 'identity' or p ? 'generated';
+      if not small and made then
+        perform concord_internal.fail('invalid_request', 'columns.' || col,
+          format('%s is too large to write such a column into its rows under a lock: make it first', rel));
+      elsif not empty and (p->>'notNull')::boolean and not (p ? 'fill' or p ? 'default' or made) then
+        perform concord_internal.fail('invalid_request', 'columns.' || col,
+          format('%s has rows: say what they have in this column (fill %s=…)', rel, col));
       elsif not empty and p ? 'fill' and row_security_active(rel) then
-        perform concord_internal.fail('invalid_request', 'rel', format('row-level security hides rows of %s from you, which are to be filled: add packs before concord.protect', rel));
+        perform concord_internal.fail('invalid_request', 'rel',
+          format('row-level security hides rows of %s from you, which are to be filled: add packs before concord.protect', rel));
       end if;
-      if empty or p ? 'identity' or p ? 'generated' or (not p ? 'fill' and (tried->(p->>'name')->>'instant')::boolean and (p ? 'default' or not (p->>'notNull')::boolean)) then
-        return next row(format('alter table %s add column %I %s', rel, p->>'name', concat_ws(' ', p->>'type', 'generated always as (' || (p->>'generated') || ') stored',
-          'generated ' || (p->>'identity') || ' as identity', 'default ' || (p->>'default'), case when (p->>'notNull')::boolean then 'not null' end)), 'column', p->>'name', p, false)::concord_internal.pack_step;
+      -- Whole at once, where that writes no rows, or few; else bare, to be filled in batches.
+      if empty or made or (not p ? 'fill' and (tried->col->>'instant')::boolean and (p ? 'default' or not (p->>'notNull')::boolean)) then
+        definition := concat_ws(' ', p->>'type', 'generated always as (' || (p->>'generated') || ') stored',
+          'generated ' || (p->>'identity') || ' as identity', 'default ' || (p->>'default'),
+          case when (p->>'notNull')::boolean then 'not null' end);
+        return next row(format('alter table %s add column %I %s', rel, col, definition), 'column', col, p, false)::concord_internal.pack_step;
       else
-        return next row(concat_ws(', ', format('alter table %s add column %I %s', rel, p->>'name', p->>'type'),
-          format('alter column %I set default ', p->>'name') || (p->>'default')), 'column', p->>'name', p, false)::concord_internal.pack_step;
+        definition := concat_ws(', ', p->>'type', format('alter column %I set default ', col) || (p->>'default'));
+        return next row(format('alter table %s add column %I %s', rel, col, definition), 'column', col, p, false)::concord_internal.pack_step;
       end if;
       if p ? 'comment' then
-        return next row(format('comment on column %s.%I is %L', rel, p->>'name', p->>'comment'), null, null, null, null)::concord_internal.pack_step;
+        return next row(format('comment on column %s.%I is %L', rel, col, p->>'comment'), null, null, null, null)::concord_internal.pack_step;
       end if;
     end loop;
   elsif stage in ('filled', 'not null') then
     -- Shown to hold by a check that is validated without a lock that stops writers; SET NOT NULL then takes its word.
     for r in
-      select o.name, o.source, 'concord_' || o.name || '_filled' as guard from concord_internal.objects_of(rel, pack) o
+      select o.name, o.source, 'concord_filled_' || a.attnum as guard from concord_internal.objects_of(rel, pack) o
         join pg_attribute a on a.attrelid = rel and a.attname = o.name and not a.attisdropped and not a.attnotnull
        where o.kind = 'column' and (o.source->>'notNull')::boolean and o.state = 'made' order by o.n
     loop
-      if stage = 'filled' and not exists (select from pg_constraint k where k.conrelid = rel and k.conname = left(r.guard, 63)) then
-        return next row(format('alter table %s add constraint %I check (%I is not null) not valid', rel, r.guard, r.name), null, null, null, null)::concord_internal.pack_step;
+      if stage = 'filled' and not exists (select from pg_constraint k where k.conrelid = rel and k.conname = r.guard) then
+        definition := format('alter table %s add constraint %I check (%I is not null) not valid', rel, r.guard, r.name);
+        return next row(definition, null, null, null, null)::concord_internal.pack_step;
       elsif stage = 'not null' then
-        return next row(format('alter table %s alter column %I set not null, drop constraint if exists %I', rel, r.name, r.guard), 'column', r.name, r.source, false)::concord_internal.pack_step;
+        definition := format('alter table %s alter column %I set not null, drop constraint if exists %I', rel, r.name, r.guard);
+        return next row(definition, 'column', r.name, r.source, false)::concord_internal.pack_step;
       end if;
     end loop;
   elsif stage = 'constraints' then
@@ -94,8 +107,9 @@ begin
       if p->>'definition' ~* '^(unique|primary key)' and not small and not partitioned then
         return next row(null, 'constraint', p->>'name', p, true)::concord_internal.pack_step;
       else
-        return next row(format('alter table %s add constraint %I %s%s', rel, p->>'name', p->>'definition',
-          case when p->>'definition' ~* '^(check|foreign key)' and not empty and not partitioned then ' not valid' else '' end), 'constraint', p->>'name', p, false)::concord_internal.pack_step;
+        definition := format('alter table %s add constraint %I %s%s', rel, p->>'name', p->>'definition',
+          case when p->>'definition' ~* '^(check|foreign key)' and not empty and not partitioned then ' not valid' else '' end);
+        return next row(definition, 'constraint', p->>'name', p, false)::concord_internal.pack_step;
       end if;
     end loop;
   elsif stage = 'valid' then
@@ -103,11 +117,11 @@ begin
       select format('alter table %s validate constraint %I', rel, k.conname), case when o.name is not null then 'constraint' end, o.name, o.source, false
         from pg_constraint k
         left join concord_internal.objects_of(rel, pack) o on o.kind = 'constraint' and o.name = k.conname
-       where k.conrelid = rel and not k.convalidated and (o.state = 'made' or exists (
-         select from concord_internal.objects_of(rel, pack) c where c.kind = 'column' and k.conname = left('concord_' || c.name || '_filled', 63)));
+       where k.conrelid = rel and not k.convalidated and (o.state = 'made' or k.conname like 'concord\_filled\_%');
   elsif stage = 'indexes' then
     return query
-      select case when small or partitioned then format('create %sindex %I on %s %s', case when (p.e->>'unique')::boolean then 'unique ' end, p.e->>'name', rel, p.e->>'definition') end,
+      select case when small or partitioned
+                  then format('create %sindex %I on %s %s', case when (p.e->>'unique')::boolean then 'unique ' end, p.e->>'name', rel, p.e->>'definition') end,
              'index', p.e->>'name', p.e, not (small or partitioned)
         from jsonb_array_elements(document->'indexes') with ordinality p(e, n)
        where not exists (select from concord_internal.objects_of(rel, pack) o where o.kind = 'index' and o.name = p.e->>'name')

@@ -44,15 +44,17 @@ begin
 end
 $$;
 comment on procedure concord.add_pack(regclass, jsonb, integer, jsonb) is
-  'Spreads a column pack into a table, or brings it to the document''s version: makes what is missing, and only that. document: what
-pyconcord.packs makes of a pack''s file: {"pack": name, "version": n, "columns": [{"name", "type", "default", "notNull", "identity",
-"generated", "fill": SQL over the row for rows that are there, "comment"}], "constraints": [{"name", "definition"}], "indexes": [{"name", "unique",
-"definition"}], "statements": [CREATE TRIGGER, POLICY, FUNCTION]}. A column of the table that has the name and the type serves as it is,
-and stays the user''s; one of another type is refused, and so is any other name that is taken. Rows that are there are filled batch rows
-at a time, each batch a transaction of its own; a run that was cut short goes on when called again. batch null: all in the caller''s
-transaction, inside of which the call fails otherwise (2D000, invalid transaction termination). Each lock is waited for lock_timeout at most, and held for one statement. On a table of more than 8 MB indexes are left to be made
-CONCURRENTLY. told: {"rel", "pack", "version", "rows_filled", "kept": what the user changed or dropped, which stays so, "todo": SQL that is left}.
-Owner of the table only. Errors: invalid_request (param: the part of the document, or columns.NAME, constraints.NAME, indexes.NAME), forbidden, contended.';
+  'Spreads a column pack into a table, or brings it to the document''s version: makes what is missing, and only that. document:
+what pyconcord.packs makes of a pack''s file: {"pack": name, "version": n, "columns": [{"name", "type", "default", "notNull",
+"identity", "generated", "fill": SQL over the row for rows that are there, "comment"}], "constraints": [{"name",
+"definition"}], "indexes": [{"name", "unique", "definition"}], "statements": [CREATE TRIGGER, POLICY, FUNCTION]}. A column of
+the table that has the name and the type serves as it is, and stays the user''s; one of another type is refused, and so is any
+other name that is taken. Rows that are there are filled batch rows at a time, each batch a transaction of its own; a run that
+was cut short goes on when called again. batch null: all in the caller''s transaction, inside of which the call fails
+otherwise (2D000, invalid transaction termination). Each lock is waited for lock_timeout at most, and held for one statement.
+On a table of more than 8 MB indexes are left to be made CONCURRENTLY. told: {"rel", "pack", "version", "rows_filled", "kept":
+what the user changed or dropped, which stays so, "todo": SQL that is left}. Owner of the table only. Errors: invalid_request
+(param: the part of the document, or columns.NAME, constraints.NAME, indexes.NAME), forbidden, contended.';
 
 -- A statement of a migration: its waits are bounded by Concord's own setting, and the caller's setting stands again after it.
 create function concord_internal.run_bounded(statement text)

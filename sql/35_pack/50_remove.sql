@@ -41,10 +41,10 @@ begin
 end
 $$;
 comment on function concord.remove_pack(regclass, text) is
-  'Takes a column pack off a table again, with what its columns hold: everything that add_pack made there, and nothing else. Refused while
-concord.protect or concord.track rests on one of its columns, another pack uses one, or anything of the user''s depends on what would go
-(indexes and constraints too, which DROP COLUMN would take along). What the user changed, but for columns, stays, and is answered
-under "kept". ACCESS EXCLUSIVE on the table, bounded by lock_timeout. Owner of the table only.
+  'Takes a column pack off a table again, with what its columns hold: everything that add_pack made there, and nothing else.
+Refused while concord.protect or concord.track rests on one of its columns, another pack uses one, or anything of the user''s
+depends on what would go (indexes and constraints too, which DROP COLUMN would take along). What the user changed, but for
+columns, stays, and is answered under "kept". ACCESS EXCLUSIVE on the table, bounded by lock_timeout. Owner of the table only.
 Errors: invalid_request (param: rel, pack), forbidden, contended.';
 
 -- Raises while Concord itself rests on a column of the pack, or another pack does.

@@ -33,10 +33,10 @@ begin
 end
 $$;
 comment on function concord.text_to_jsonb(regclass, name, boolean) is
-  'Makes jsonb of a column of text, varchar or json, such as a pack needs. report true: only looks, and returns the rows that do not parse: the
-row''s key (as JSON where the table has no primary key: its place) and why. report false: the same, and where there is none such the column
-is jsonb after, with its default; that rewrites the table under ACCESS EXCLUSIVE, for which it waits lock_timeout at most. Owner of the
-table only. Errors: invalid_request (param: rel, col), forbidden, contended.';
+  'Makes jsonb of a column of text, varchar or json, such as a pack needs. report true: only looks, and returns the rows that do
+not parse: the row''s key (as JSON where the table has no primary key: its place) and why. report false: the same, and where
+there is none such the column is jsonb after, with its default; that rewrites the table under ACCESS EXCLUSIVE, for which it
+waits lock_timeout at most. Owner of the table only. Errors: invalid_request (param: rel, col), forbidden, contended.';
 
 create function concord_internal.no_jsonb(rel regclass, col name)
 returns table (id text, problem text)

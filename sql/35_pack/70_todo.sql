@@ -21,8 +21,8 @@ begin
 end
 $$;
 comment on function concord.todo(regclass) is
-  'The SQL that concord.add_pack and concord.protect left to be run for a table, outside of a transaction, one statement a row: indexes made
-CONCURRENTLY, checks to validate. No row: nothing is left. In psql: select concord.todo(''slides'') \gexec. Owner of the table only.
-Errors: invalid_request, forbidden.';
+  'The SQL that concord.add_pack and concord.protect left to be run for a table, outside of a transaction, one statement a row:
+indexes made CONCURRENTLY, checks to validate. No row: nothing is left. In psql: select concord.todo(''slides'') \gexec. Owner
+of the table only. Errors: invalid_request, forbidden.';
 
 select concord_internal.open_to('concord.todo(regclass)', 'public');

@@ -6,8 +6,8 @@
 -- The transcripts of agents' sessions: numbered from 1 without a gap (less what was pruned from the start). Part of a store with
 -- agent_session and agent_tool_call.
 --
--- Whose a message is, is copied from its session, and a foreign key over session, tenant and user holds the copies equal, whoever writes. None
--- of them is null, since such a key is not checked then.
+-- Whose a message is, is copied from its session, and a foreign key over session, tenant and user holds the copies equal,
+-- whoever writes. None of them is null, since such a key is not checked then.
 create table :"table" (
   id bigint generated always as identity primary key,
   session_id text not null,
@@ -134,11 +134,13 @@ begin
 end
 $$;
 comment on function :"schema".:"agent_append"(text, jsonb, text, integer) is
-  'Adds messages to a session''s transcript, all or none: each {"role": system, user, assistant or tool, "content": text or null, "toolCalls": [{"id", "name", "safeToRetry": true for one that may run twice, …}] of an
-assistant, "toolCallId" and "toolName" of a tool, "clientMessageId"}. Returns for each {"id", "seq", "replayed"}. One with a clientMessageId that the session
-has already writes nothing, and is answered as the first was; the same id with another content is idempotency_mismatch. Calls in toolCalls are pending from then on. tool_call_id and
-attempt: the lease under which the writer works; when it is not the call''s any more, lease_lost.
-Errors: not_found (missing, or somebody else''s), invalid_request (param: the path), idempotency_mismatch, lease_lost, unauthenticated.';
+  'Adds messages to a session''s transcript, all or none: each {"role": system, user, assistant or tool, "content": text or null,
+"toolCalls": [{"id", "name", "safeToRetry": true for one that may run twice, …}] of an assistant, "toolCallId" and "toolName"
+of a tool, "clientMessageId"}. Returns for each {"id", "seq", "replayed"}. One with a clientMessageId that the session has
+already writes nothing, and is answered as the first was; the same id with another content is idempotency_mismatch. Calls in
+toolCalls are pending from then on. tool_call_id and attempt: the lease under which the writer works; when it is not the
+call''s any more, lease_lost. Errors: not_found (missing, or somebody else''s), invalid_request (param: the path),
+idempotency_mismatch, lease_lost, unauthenticated.';
 
 create or replace function :"schema".:"agent_messages"(session_id text, max integer default 50, before_seq bigint default null)
 returns jsonb
@@ -160,8 +162,9 @@ begin
 end
 $$;
 comment on function :"schema".:"agent_messages"(text, integer, bigint) is
-  'A page of a session''s transcript, newest first: at most max (1 to 1,000) messages before before_seq, each {"id", "seq", "role", "content", "toolCallId", "toolName",
-"toolCalls", "clientMessageId", "createdAt"}. Errors: not_found (missing, or somebody else''s), invalid_request, unauthenticated.';
+  'A page of a session''s transcript, newest first: at most max (1 to 1,000) messages before before_seq, each {"id", "seq",
+"role", "content", "toolCallId", "toolName", "toolCalls", "clientMessageId", "createdAt"}. Errors: not_found (missing, or
+somebody else''s), invalid_request, unauthenticated.';
 
 create or replace function :"schema".:"agent_prune"(session_id text, keep integer)
 returns bigint
@@ -191,5 +194,6 @@ begin
 end
 $$;
 comment on function :"schema".:"agent_prune"(text, integer) is
-  'Deletes the oldest messages of a session, and returns how many: at least keep stay, and more where the cut would part a tool''s call from its result, or take a call
-that has none yet. Errors: not_found (missing, or somebody else''s), invalid_request, unauthenticated.';
+  'Deletes the oldest messages of a session, and returns how many: at least keep stay, and more where the cut would part a
+tool''s call from its result, or take a call that has none yet. Errors: not_found (missing, or somebody else''s),
+invalid_request, unauthenticated.';

@@ -71,10 +71,11 @@ begin
 end
 $$;
 comment on function :"schema".:"agent_save"(text, jsonb, text, text, text) is
-  'Saves what an agent keeps in mind, by concord.commit. id null: a new session of who acts, under an id that the database makes. read_at: the
-token it was loaded under; if its state was saved by somebody else since, on_stale says what to do, as in concord.commit. Returns {"id",
-"readAt": the token for the next save (null: nothing was applied), "held": what notify did not write}. Whose a session is never changes.
-Errors: not_found (missing, or somebody else''s), stale_context, token_*, invalid_request, unauthenticated.';
+  'Saves what an agent keeps in mind, by concord.commit. id null: a new session of who acts, under an id that the database makes.
+read_at: the token it was loaded under; if its state was saved by somebody else since, on_stale says what to do, as in
+concord.commit. Returns {"id", "readAt": the token for the next save (null: nothing was applied), "held": what notify did not
+write}. Whose a session is never changes. Errors: not_found (missing, or somebody else''s), stale_context, token_*,
+invalid_request, unauthenticated.';
 
 create or replace function :"schema".:"agent_load"(id text, messages boolean default true)
 returns jsonb
@@ -98,8 +99,8 @@ begin
 end
 $$;
 comment on function :"schema".:"agent_load"(text, boolean) is
-  'A session with its transcript, oldest message first: {"session": its columns, "readAt": token for agent_save, "messages": as in agent_messages}.
-Errors: not_found (missing, or somebody else''s), unauthenticated.';
+  'A session with its transcript, oldest message first: {"session": its columns, "readAt": token for agent_save, "messages": as
+in agent_messages}. Errors: not_found (missing, or somebody else''s), unauthenticated.';
 
 create or replace function :"schema".:"agent_list"(agent_name text default null, max integer default 50, after jsonb default null)
 returns jsonb
@@ -130,8 +131,9 @@ begin
 end
 $$;
 comment on function :"schema".:"agent_list"(text, integer, jsonb) is
-  'The sessions of who acts, last changed first, a page of max (1 to 1,000) at a time: {"sessions": [{"id", "agentName", "state", "createdAt", "updatedAt"}],
-"next": what to pass as after for the next page, or null}. Errors: invalid_request, unauthenticated.';
+  'The sessions of who acts, last changed first, a page of max (1 to 1,000) at a time: {"sessions": [{"id", "agentName", "state",
+"createdAt", "updatedAt"}], "next": what to pass as after for the next page, or null}. Errors: invalid_request,
+unauthenticated.';
 
 create or replace function :"schema".:"agent_delete"(id text, read_at text default null)
 returns jsonb
@@ -144,5 +146,5 @@ begin
 end
 $$;
 comment on function :"schema".:"agent_delete"(text, text) is
-  'Deletes a session with its transcript, by concord.commit; returns the receipt. Errors: not_found (missing, or somebody else''s), stale_context,
-token_*, unauthenticated.';
+  'Deletes a session with its transcript, by concord.commit; returns the receipt. Errors: not_found (missing, or somebody
+else''s), stale_context, token_*, unauthenticated.';

@@ -3,7 +3,8 @@
 -- protect: {"tenant_column": "tenant_id", "owner_column": "user_id", "delegated": true}
 -- track: {"tenant_column": "tenant_id", "detail": "names", "groups": ["agent_session:{session_id}"]}
 --
--- The tool calls of agents' sessions, each with the lease under which it runs. Part of a store with agent_session and agent_message.
+-- The tool calls of agents' sessions, each with the lease under which it runs. Part of a store with agent_session and
+-- agent_message.
 --
 -- What a crash leaves is told apart by what was committed before the tool's effect:
 --   pending   nobody began: it can run
@@ -78,8 +79,9 @@ begin
 end
 $$;
 comment on function :"schema".:"agent_begin"(text, text, text, interval, boolean, integer) is
-  'Leases a pending tool call to holder, before its effect: returns the attempt, which agent_finish asks for. lease: how long, by the server''s clock; the tool has to be done
-by then. safe_to_retry: it may run again if its outcome stays unknown (null: as the message said). With the attempt of a lease that lives: renews it. Errors: not_found (no such session or call, or somebody
+  'Leases a pending tool call to holder, before its effect: returns the attempt, which agent_finish asks for. lease: how long, by
+the server''s clock; the tool has to be done by then. safe_to_retry: it may run again if its outcome stays unknown (null: as
+the message said). With the attempt of a lease that lives: renews it. Errors: not_found (no such session or call, or somebody
 else''s), lease_lost (it was begun already, or the lease is over), invalid_request, unauthenticated.';
 
 -- The result as a message, and the call as it is from then on. Under the session's lock.
@@ -125,9 +127,10 @@ begin
 end
 $$;
 comment on function :"schema".:"agent_finish"(text, text, integer, jsonb) is
-  'Records a tool''s result, and adds it to the transcript as a message of role tool, in one transaction: {"seq", "replayed"}. attempt: what agent_begin or agent_resume
-returned. The same again is answered as the first was. Errors: not_found (no such session or call, or somebody else''s), lease_lost (the lease ran out, or went to
-another: the result is not recorded), invalid_request, unauthenticated.';
+  'Records a tool''s result, and adds it to the transcript as a message of role tool, in one transaction: {"seq", "replayed"}.
+attempt: what agent_begin or agent_resume returned. The same again is answered as the first was. Errors: not_found (no such
+session or call, or somebody else''s), lease_lost (the lease ran out, or went to another: the result is not recorded),
+invalid_request, unauthenticated.';
 
 create or replace function :"schema".:"agent_resume"(session_id text, holder text, lease interval default '5 minutes')
 returns jsonb
@@ -159,6 +162,8 @@ begin
 end
 $$;
 comment on function :"schema".:"agent_resume"(text, text, interval) is
-  'What is left of a session''s tool calls after a crash, or a pause: {"run": [{"toolCallId", "toolName", "attempt", "call"}], leased to holder from now on: those that nobody began, and
-those whose lease ran out and that are safe to retry; "unknown": those whose lease ran out and that are not, for which the transcript says now that their outcome is unknown; "running":
-those under a lease that lives, left alone}. Two at once never both run a call. Errors: not_found (missing, or somebody else''s), invalid_request, unauthenticated.';
+  'What is left of a session''s tool calls after a crash, or a pause: {"run": [{"toolCallId", "toolName", "attempt", "call"}],
+leased to holder from now on: those that nobody began, and those whose lease ran out and that are safe to retry; "unknown":
+those whose lease ran out and that are not, for which the transcript says now that their outcome is unknown; "running": those
+under a lease that lives, left alone}. Two at once never both run a call. Errors: not_found (missing, or somebody else''s),
+invalid_request, unauthenticated.';

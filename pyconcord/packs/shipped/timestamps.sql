@@ -15,7 +15,8 @@ as $$
 declare
   generated text[];
 begin
-  -- By image: a type need not have an equality operator. Generated columns have no values in a BEFORE trigger yet, and follow from the others.
+  -- By image: a type need not have an equality operator. Generated columns have no values in a BEFORE trigger yet, and
+  -- follow from the others.
   if old *<> new then
     generated := array(select attname::text from pg_catalog.pg_attribute where attrelid = tg_relid and attnum > 0 and attgenerated <> '');
     if generated = '{}' or (to_jsonb(old) - generated) is distinct from (to_jsonb(new) - generated) then
