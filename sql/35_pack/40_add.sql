@@ -97,15 +97,29 @@ end
 $$;
 
 -- What there is that a statement could make: on the table, and the functions of its schema. mark: changes when it is made anew.
+-- maker: the transaction that made it, or the part of one.
 create function concord_internal.live_objects(rel regclass)
-returns table (kind text, name text, mark text)
+returns table (kind text, name text, mark text, maker xid)
 language sql
 stable
 set search_path = pg_catalog, pg_temp
 as $$
-  select 'trigger', t.tgname::text, t.oid || ' ' || t.ctid from pg_trigger t where t.tgrelid = rel and not t.tgisinternal
-  union all select 'policy', o.polname, o.oid || ' ' || o.ctid from pg_policy o where o.polrelid = rel
-  union all select 'function', p.oid::regprocedure::text, p.oid || ' ' || p.ctid from pg_proc p where p.pronamespace = (select relnamespace from pg_class where oid = rel)
+  select 'trigger', t.tgname::text, t.oid || ' ' || t.ctid, t.xmin from pg_trigger t where t.tgrelid = rel and not t.tgisinternal
+  union all select 'policy', o.polname, o.oid || ' ' || o.ctid, o.xmin from pg_policy o where o.polrelid = rel
+  union all select 'function', p.oid::regprocedure::text, p.oid || ' ' || p.ctid, p.xmin
+              from pg_proc p where p.pronamespace = (select relnamespace from pg_class where oid = rel)
+$$;
+
+-- Is it this transaction, or a part of it? What can be seen and is still in progress is one's own. (An xid without its epoch
+-- is of this one, or, when it lies far ahead, of the last.)
+create function concord_internal.is_own(maker xid)
+returns boolean
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select pg_xact_status((((n.now >> 32) - (x.low > (n.now & 4294967295) + 1000000)::integer << 32) + x.low)::text::xid8) is not distinct from 'in progress'
+    from (select pg_snapshot_xmax(pg_current_snapshot())::text::bigint as now) n, (select maker::text::bigint as low) x
 $$;
 
 -- Triggers, policies and functions are known by what appears in the catalogs when their statement runs. If that is something
@@ -151,7 +165,7 @@ begin
   for o in
     select l.kind, l.name, before operator(pg_catalog.?) k.key as there, was operator(pg_catalog.->>) k.key as state
       from concord_internal.live_objects(rel) l cross join lateral (select pg_catalog.concat(l.kind, ' ', l.name)) k(key)
-     where (before operator(pg_catalog.->>) k.key) is distinct from l.mark
+     where (before operator(pg_catalog.->>) k.key) is distinct from l.mark and concord_internal.is_own(l.maker)
   loop
     if o.there and (o.state operator(pg_catalog.=) 'made') is not true then
       return pg_catalog.jsonb_build_object('kind', o.kind, 'name', o.name, 'state', o.state);
@@ -348,6 +362,7 @@ $$;
 select concord_internal.open_to('concord_internal.run_bounded(text)', 'public');
 select concord_internal.open_to('concord_internal.run_steps(regclass,jsonb,text,jsonb)', 'public');
 select concord_internal.open_to('concord_internal.live_objects(regclass)', 'public');
+select concord_internal.open_to('concord_internal.is_own(xid)', 'public');
 select concord_internal.open_to('concord_internal.run_statement(regclass,jsonb,jsonb)', 'public');
 select concord_internal.open_to('concord_internal.made_by(regclass,text,jsonb)', 'public');
 select concord_internal.open_to('concord_internal.note_source(regclass,text,text,text,jsonb)', 'public');

@@ -39,7 +39,7 @@ acting_session add_triggers answer beyond_session caller callers_path canonical_
 columns_of comparable_fields contradiction deleted_unjudged deletes_unlocked demand_contract
 demand_owner demand_pack demand_protection demand_room demand_sight drop_object equality_of
 extend_token fail fill_jobs fill_range fills_of first_bad_value first_missing group_expression
-hanging_on has_index is_empty is_narrowed is_small judge_request judge_sight judge_token
+hanging_on has_index is_empty is_narrowed is_own is_small judge_request judge_sight judge_token
 judge_tokens key_columns_of labels_of live_model live_models live_objects lock_keys lock_request
 lock_rows lock_table lock_targets look made_by make_policies match_expression match_statement
 may_be_narrowed may_find may_lock models_of_tables moved_places no_jsonb object_definition
@@ -199,6 +199,7 @@ def pool(token: str) -> dict[str, list[str]]:
         "boolean[]": ["null", "'{}'", "'{t,f}'"],
         '"char"': ["null", "'u'", "'c'", "'t'", "''"],
         "oid": ["null", "0", "'slides'::regclass::oid", "'hidden'::regclass::oid"],
+        "xid": ["null", "'3'", "'4294967295'", "'100000'"],
         "regclass": [
             "null",
             "0",

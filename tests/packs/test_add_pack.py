@@ -378,6 +378,30 @@ def test_two_calls_at_once(db: Database, table: Table) -> None:
     assert table.one("select count(*) from app.slides where code = id") == 3000
 
 
+def test_what_others_make_meanwhile_is_theirs(db: Database, table: Table) -> None:
+    """While the pack's trigger waits for somebody's lock, that one makes a function."""
+    pack = own(
+        "mark text",
+        """create trigger at before update on :"table" for each row
+             execute function suppress_redundant_updates_trigger();""",
+    )
+    other = db.connect("owner", autocommit=False)
+    other.execute("lock table app.slides in share row exclusive mode")
+    thread = threading.Thread(target=lambda: table.add(pack))
+    thread.start()
+    waits = "select from pg_stat_activity where pid = %s and wait_event_type = 'Lock'"
+    watch = db.connect()
+    while (
+        thread.is_alive() and not watch.execute(waits, (table.owner.info.backend_pid,)).fetchall()
+    ):
+        time.sleep(0.01)
+    assert thread.is_alive()
+    other.execute("create function app.theirs() returns int language sql as 'select 1'")
+    other.commit()
+    thread.join()
+    assert table.objects("stamped") == {"trigger at": "made"}
+
+
 # --- locks ----------------------------------------------------------------------------------------
 
 
