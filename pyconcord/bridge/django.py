@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from ..packs.definition import Column
+from ..packs.ddl import Column
 from .entities import class_names, inherited, mixins, stamped
 from .modules import Part
 from .python import attribute, call, class_name, listed, text

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from ..packs.definition import Column, Spread, TableName
-from ..packs.merge import normal
+from ..packs.ddl import Column, TableName, normal
+from ..packs.definition import Spread
 from .python import class_name
 from .tables import BridgeError, Table
 

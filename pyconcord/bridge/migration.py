@@ -15,7 +15,7 @@ from typing import Any, Literal
 import psycopg
 from psycopg import sql
 
-from ..packs.definition import quoted
+from ..packs.ddl import quoted
 from .tables import BridgeError, Table
 
 Target = Literal["sql", "alembic", "django"]

@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..packs.definition import PackFileError
+from ..packs.ddl import PackFileError
 
 _REGION = re.compile(
     r"^# region concord: (?P<key>\S+) (?P<hash>[0-9a-f]{8})\n(?P<body>.*?)^ *# endregion\n",

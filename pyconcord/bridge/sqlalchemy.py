@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from ..packs.definition import Column, Spread
+from ..packs.ddl import Column
+from ..packs.definition import Spread
 from .entities import class_names, inherited, mixins, stamped, touched
 from .modules import Part
 from .python import WIDTH, attribute, call, class_name, listed, text

@@ -8,7 +8,8 @@ from typing import Any
 
 import psycopg
 
-from ..packs.definition import Column, Constraint, PackFileError, Spread, TableName
+from ..packs.ddl import Column, Constraint, PackFileError, TableName
+from ..packs.definition import Spread
 from ..packs.merge import read_tables
 from .python import singular
 

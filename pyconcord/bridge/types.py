@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..packs.merge import normal
+from ..packs.ddl import normal
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ Names are written as psql's variables, so that two tables may have them differen
 A line `-- set: key_type = uuid` gives a variable `:key_type` for a piece of SQL its default.
 """
 
-from .definition import Column, Constraint, Index, Pack, PackFileError, Spread, TableName
+from .ddl import Column, Constraint, Index, PackFileError, TableName
+from .definition import Pack, Spread
 from .files import find, load, shipped
 from .merge import merge
 

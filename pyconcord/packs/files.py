@@ -5,7 +5,8 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
-from .definition import Pack, PackFileError
+from .ddl import PackFileError
+from .definition import Pack
 
 
 def shipped() -> dict[str, Pack]:

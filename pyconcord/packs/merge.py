@@ -10,20 +10,20 @@ from collections.abc import Sequence
 
 from sqlglot import TokenType, exp
 
-from .definition import (
+from .ddl import (
     Column,
     Constraint,
     PackFileError,
-    Spread,
     TableName,
     Token,
+    normal,
     parsed,
     quoted,
     read_table,
     statements,
-    type_of,
     written,
 )
+from .definition import Spread
 
 
 def tables_of(ddl: str) -> dict[TableName, str]:
@@ -93,12 +93,6 @@ def merge(ddl: str, spreads: Sequence[Spread]) -> str:
     head = rest[:over] if over else f"{rest.rstrip()};"
     tail = "".join(f"\n{each};" for each in after)
     return f"{body}{added}\n{head}{tail}{rest[over:] if over else ''}"
-
-
-def normal(type: str) -> str:
-    """A type in one of its spellings: timestamptz, varchar(80), int."""
-    text = type.partition(" collate ")[0]
-    return type_of(exp.DataType.build(text, dialect="postgres", udt=True))
 
 
 def _text(text: str) -> str:
