@@ -6,10 +6,11 @@ import re
 from collections.abc import Iterable, Sequence
 
 from ..packs.ddl import Column
-from .entities import class_names, inherited, mixins, stamped
+from ..packs.definition import Spread
+from .entities import class_names, inherited, mixins, pack_class, stamped
 from .modules import Part
 from .python import attribute, call, class_name, listed, text
-from .tables import ForeignKey, Table, ends
+from .tables import ForeignKey, Table, ends, new_table
 from .types import kind_of
 
 HEAD = '''\
@@ -41,6 +42,14 @@ def parts(tables: Sequence[Table], base: str | None = None) -> tuple[str, list[P
     return head, [Part("module", module.head(), is_class=False), *classes]
 
 
+def mixins_of(spreads: Sequence[Spread]) -> str:
+    """A module of the packs' abstract models alone, for models that are written by hand."""
+    module = _Module([], None)
+    module.mixins = {pack_class(spread): spread for spread in spreads}
+    classes = module.classes()
+    return "\n".join([*module.imports(classes), listed("__all__", [*module.mixins]), classes])
+
+
 class _Module:
     def __init__(self, tables: Sequence[Table], base: str | None) -> None:
         self.tables = {table.name: table for table in tables}
@@ -52,13 +61,25 @@ class _Module:
 
     def head(self) -> str:
         """Imports, and the packs as abstract models."""
-        abstract = "".join(
+        classes = self.classes()
+        lines = self.imports(classes + self.body)
+        if self.base:
+            lines.append(f"from {self.base.partition(':')[0]} import {self._base}")
+        lines.append("from pyconcord.ext.django import reading, unit\n")
+        lines.append(listed("__all__", [*self.names.values(), "reading", "unit"]))
+        return "\n".join(lines) + "\n" + classes
+
+    def classes(self) -> str:
+        """The packs as abstract models."""
+        return "".join(
             f'\n\nclass {name}({self._base}):\n    """The pack {spread.pack}."""\n\n'
-            + self._columns(spread.columns, stamped([spread]), None)
+            + self._columns(spread.columns, [spread], new_table(spread.table).having([spread]))
             + "\n    class Meta:\n        abstract = True\n"
             for name, spread in self.mixins.items()
         )
-        used = abstract + self.body
+
+    def imports(self, used: str) -> list[str]:
+        """What the code uses."""
         lines = [f"import {m}" for m in ("datetime", "decimal", "uuid") if f"{m}." in used]
         lines += [""] if lines else []
         if "ArrayField(" in used:
@@ -68,12 +89,7 @@ class _Module:
             lines.append("from django.db.models.expressions import RawSQL")
         if "timezone." in used:
             lines.append("from django.utils import timezone")
-        lines.append("")
-        if self.base:
-            lines.append(f"from {self.base.partition(':')[0]} import {self._base}")
-        lines.append("from pyconcord.ext.django import reading, unit\n")
-        lines.append(listed("__all__", [*self.names.values(), "reading", "unit"]))
-        return "\n".join(lines) + "\n" + abstract
+        return [*lines, ""]
 
     @property
     def _base(self) -> str:
@@ -88,7 +104,7 @@ class _Module:
         if len(table.key) > 1:
             keys = [text(_field(column)) for column in table.key]
             body += call("pk = models.CompositePrimaryKey", keys) + "\n"
-        body += self._columns(own, stamped(table.spreads), table)
+        body += self._columns(own, table.spreads, table)
         uniques = [
             call(
                 "models.UniqueConstraint",
@@ -108,12 +124,13 @@ class _Module:
         self.body += body
         return Part(name, body)
 
-    def _columns(self, columns: Iterable[Column], stamps: set[str], table: Table | None) -> str:
+    def _columns(self, columns: Iterable[Column], spreads: Sequence[Spread], table: Table) -> str:
+        """Of a table's class, or of a pack's."""
         lines = ""
         taken: set[str] = {"objects", "pk"}
-        unique = {u[0] for u in table.uniques if len(u) == 1} if table else set()
-        labels = dict(table.labels) if table else {}
-        key = table.key if table else ()
+        stamps = stamped(spreads)
+        labels = dict(table.labels)
+        key = table.key
         for column in columns:
             options = [f"db_column={text(column.name)}"]
             name = _field(column.name, taken)
@@ -159,7 +176,7 @@ class _Module:
                 options = [o for o in options if not o.startswith("db_column")]
             if key == (column.name,):
                 options.append("primary_key=True")
-            if column.name in unique:
+            if (column.name,) in table.uniques:
                 options.append("unique=True")
             if column.generated:
                 pass

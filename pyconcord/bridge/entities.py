@@ -21,6 +21,11 @@ def class_names(tables: Sequence[Table]) -> dict[TableName, str]:
     return found
 
 
+def pack_class(spread: Spread) -> str:
+    """soft_delete: SoftDelete."""
+    return "".join(word.capitalize() for word in spread.pack.split("_"))
+
+
 def mixins(tables: Sequence[Table]) -> dict[str, Spread]:
     """The packs that are columns and no more, by the names of their classes, as the first table of
     each has them."""
@@ -28,7 +33,7 @@ def mixins(tables: Sequence[Table]) -> dict[str, Spread]:
     names = {class_name(table.name.name) for table in tables}
     for table in tables:
         for spread in table.spreads:
-            name = "".join(word.capitalize() for word in spread.pack.split("_"))
+            name = pack_class(spread)
             plain = all(each.definition.startswith("check") for each in spread.constraints)
             if plain and name not in names:
                 found.setdefault(name, spread)

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from ..packs.ddl import Column
 from ..packs.definition import Spread
-from .entities import class_names, inherited, mixins, stamped, touched
+from .entities import class_names, inherited, mixins, pack_class, stamped, touched
 from .modules import Part
 from .python import WIDTH, attribute, call, class_name, listed, text
-from .tables import ForeignKey, Table, ends
+from .tables import ForeignKey, Table, ends, new_table
 from .types import kind_of
 
 HEAD = '''\
@@ -41,6 +41,14 @@ def parts(tables: Sequence[Table], base: str | None = None) -> tuple[str, list[P
     return head, [Part("module", module.head(), is_class=False), *classes]
 
 
+def mixins_of(spreads: Sequence[Spread]) -> str:
+    """A module of the packs' mixins alone, for classes that are written by hand."""
+    module = _Module([], None)
+    module.mixins = {pack_class(spread): spread for spread in spreads}
+    classes = module.classes()
+    return "\n".join([*module.imports(classes, []), listed("__all__", [*module.mixins]), classes])
+
+
 class _Module:
     def __init__(self, tables: Sequence[Table], base: str | None) -> None:
         self.tables = {table.name: table for table in tables}
@@ -52,35 +60,37 @@ class _Module:
 
     def head(self) -> str:
         """Imports, the base, and the packs' mixins."""
-        classes = "".join(
-            f"\n\nclass {name}:\n" + _doc(spread.pack) + self._columns(spread.columns, [spread])
-            for name, spread in self.mixins.items()
-        )
-        used = classes + self.body
-        lines = ["from __future__ import annotations\n"]
-        plain = [m for m in ("datetime", "decimal", "uuid") if re.search(rf"\b{m}\.", used)]
-        lines += [f"import {module}" for module in plain]
-        if re.search(r"\bAny\b", used):
-            lines.append("from typing import Any")
-        lines += [""] if plain or "Any" in lines[-1] else []
-        names = [n for n in _SQLALCHEMY if re.search(rf"(?<![\w.]){n}\b", used)]
-        if names:
-            lines.append(_import("sqlalchemy", names))
-        if "postgresql." in used:
-            lines.append("from sqlalchemy.dialects import postgresql")
-        orm = [n for n in ("Mapped", "mapped_column", "relationship") if n in used]
+        classes = self.classes()
+        orm = ["DeclarativeBase"] if not self.base else []
+        lines = self.imports(classes + self.body, orm)
         module, _, name = (self.base or "").partition(":")
-        if not self.base:
-            orm.insert(0, "DeclarativeBase")
-        lines.append(_import("sqlalchemy.orm", orm))
-        lines.append("")
         if self.base:
             lines.append(f"from {module} import {name}" + ("" if name == "Base" else " as Base"))
         lines.append("from pyconcord.ext.sqlalchemy import install, reading, unit\n")
-        exported = [*self.names.values(), "install", "reading", "unit"]
-        lines.append(listed("__all__", exported))
+        lines.append(listed("__all__", [*self.names.values(), "install", "reading", "unit"]))
         base = "" if self.base else "\n\nclass Base(DeclarativeBase):\n    pass\n"
         return "\n".join(lines) + "\n" + base + classes
+
+    def classes(self) -> str:
+        """The packs as mixins."""
+        return "".join(
+            f'\n\nclass {name}:\n    """The pack {spread.pack}."""\n\n'
+            + self._columns(spread.columns, [spread], new_table(spread.table).having([spread]))
+            for name, spread in self.mixins.items()
+        )
+
+    def imports(self, used: str, orm: list[str]) -> list[str]:
+        """What the code uses."""
+        lines = ["from __future__ import annotations\n"]
+        plain = [f"import {m}" for m in ("datetime", "decimal", "uuid") if f"{m}." in used]
+        plain += ["from typing import Any"] if re.search(r"\bAny\b", used) else []
+        lines += [*plain, ""] if plain else []
+        names = [n for n in _SQLALCHEMY if re.search(rf"(?<![\w.]){n}\b", used)]
+        lines += [_import("sqlalchemy", names)] if names else []
+        if "postgresql." in used:
+            lines.append("from sqlalchemy.dialects import postgresql")
+        orm += [n for n in ("Mapped", "mapped_column", "relationship") if n in used]
+        return [*lines, _import("sqlalchemy.orm", orm), ""]
 
     def entity(self, table: Table) -> Part:
         """A class and its columns, then what it refers to and what refers to it."""
@@ -122,14 +132,12 @@ class _Module:
             return one
         return "    __table_args__ = (\n" + "".join(f"        {i},\n" for i in items) + "    )\n"
 
-    def _columns(
-        self, columns: Iterable[Column], spreads: Sequence[Spread], table: Table | None = None
-    ) -> str:
-        """Of a pack's class, or of a table's."""
+    def _columns(self, columns: Iterable[Column], spreads: Sequence[Spread], table: Table) -> str:
+        """Of a table's class, or of a pack's."""
         lines = ""
         taken = {"metadata", "registry"}
         for column in columns:
-            type_ = _type(column, dict(table.labels) if table else {})
+            type_ = _type(column, dict(table.labels))
             if type_ is None:
                 lines += f"    # {column.name}: SQLAlchemy has no type of its own for it\n"
                 continue
@@ -137,10 +145,10 @@ class _Module:
             taken.add(name)
             arguments = [text(column.name)] if name != column.name else []
             arguments += [type_[1]] if type_[1] else []
-            arguments += self._keys(column, table) if table else []
+            arguments += self._keys(column, table)
             arguments += _made_by_the_database(column, spreads)
             arguments.sort(key=lambda argument: re.match(r"\w+=", argument) is not None)
-            optional = not column.not_null and not (table and column.name in table.key)
+            optional = not column.not_null and column.name not in table.key
             mapped = f"Mapped[{type_[0]}{' | None' if optional else ''}]"
             if arguments:
                 lines += call(f"{name}: {mapped} = mapped_column", arguments) + "\n"
@@ -222,10 +230,6 @@ def _made_by_the_database(column: Column, spreads: Sequence[Spread]) -> list[str
 
 def _all_of(name: str, columns: Iterable[str]) -> str:
     return ", ".join(f"{name}.{attribute(column)}" for column in columns)
-
-
-def _doc(pack: str) -> str:
-    return f'    """The pack {pack}."""\n\n'
 
 
 def _schema(table: Table) -> bool:

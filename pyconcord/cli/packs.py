@@ -18,10 +18,37 @@ def register(app: typer.Typer) -> None:
     app.command()(bridge)
 
 
-def packs(dsn: Dsn = None, *, dsn_option: DsnOption = None, json: Json = False) -> None:
+def packs(
+    dsn: Dsn = None,
+    *,
+    dsn_option: DsnOption = None,
+    orm: Annotated[
+        Literal["sqlalchemy", "django"] | None,
+        typer.Option(help="Print the --pack's as mixins, or abstract models, instead."),
+    ] = None,
+    pack: Annotated[
+        list[str] | None, typer.Option(help="A pack, or a pack's file. May be repeated.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A name of a pack.")
+    ] = None,
+    json: Json = False,
+) -> None:
     """List the packs that come along, and those that the database's tables have."""
-    from pyconcord.packs import shipped
+    from pyconcord.bridge import django, sqlalchemy
+    from pyconcord.bridge.choose import Choice
+    from pyconcord.bridge.tables import Table
+    from pyconcord.packs import PackFileError, TableName, shipped
 
+    if orm is not None:
+        try:
+            choice = Choice(pack or [*shipped()], set_ or [], [])
+            spreads = choice.of(Table(TableName("public", "a_table"), ()))
+            choice.demand_used()
+        except PackFileError as error:
+            Session.of(None, None).fail(Exit.REFUSED, error)
+        print((sqlalchemy if orm == "sqlalchemy" else django).mixins_of(spreads), end="")
+        return
     found = [
         {"pack": pack.name, "version": pack.version, "table": "", "objects": pack.description}
         for pack in shipped().values()

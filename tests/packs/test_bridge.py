@@ -493,6 +493,32 @@ def test_packs_are_listed(shop: Database) -> None:
     assert "agent_session" in CliRunner().invoke(app, ["packs"]).output
 
 
+@pytest.mark.parametrize("orm", ["sqlalchemy", "django"])
+def test_packs_for_classes_that_are_written_by_hand(orm: str, tmp_path: Path) -> None:
+    for name, options in (("all", []), ("some", ["--pack", "tenant", "--set", "tenant=org"])):
+        path = tmp_path / f"{name}.py"
+        done = CliRunner().invoke(app, ["packs", "--orm", orm, *options])
+        assert done.exit_code == 0, done.output
+        path.write_text(done.output)
+        checked(path, types=orm == "sqlalchemy")
+    classes = shape(tmp_path / "all.py")
+    assert [*classes] == [
+        "AgentMessage", "AgentSession", "AgentToolCall", "Comment", "Owner", "SoftDelete", "Tenant",
+        "Timestamps",
+    ]  # fmt: skip
+    [(name, (*_, org))] = shape(tmp_path / "some.py").items()
+    assert (name, org.partition(":")[0].partition(" ")[0]) == ("Tenant", "org")
+    done = CliRunner().invoke(app, ["packs", "--orm", orm, "--pack", "nope"])
+    assert done.exit_code == 4
+    if orm == "sqlalchemy":
+        from sqlalchemy.orm import DeclarativeBase
+
+        it: Any = imported(tmp_path / "all.py")
+        base = type("Base", (DeclarativeBase,), {})
+        made: Any = type("Note", (it.Comment, base), {"__tablename__": "notes"})
+        assert [c.name for c in made.__table__.primary_key] == ["id"]
+
+
 def test_ddl_with_packs_in_it(db: Database, tmp_path: Path) -> None:
     (tmp_path / "ddl.sql").write_text(
         "create table slides (\n  id int primary key -- the key\n);\n"
