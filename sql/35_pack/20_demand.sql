@@ -71,6 +71,19 @@ begin
                                                                       else 'it has a name and a definition' end);
     end if;
   end loop;
+  -- What each part says of itself: known words, of their types.
+  select format('document.%s[%s].%s', p.part, e.n - 1, k.key) into bad
+    from unnest(array['columns', 'constraints', 'indexes']) p(part)
+   cross join lateral jsonb_array_elements(document->p.part) with ordinality e(e, n)
+   cross join lateral jsonb_each(e.e) k
+   where case when k.key in ('notNull', 'unique') then jsonb_typeof(k.value) <> 'boolean' else jsonb_typeof(k.value) <> 'string' end
+      or k.key <> all (case p.part when 'columns' then array['name', 'type', 'notNull', 'default', 'identity', 'generated', 'fill', 'comment']
+                                 when 'indexes' then array['name', 'definition', 'unique'] else array['name', 'definition'] end)
+      or k.key = 'identity' and k.value not in ('"always"', '"by default"')
+   order by 1 limit 1;
+  if found then
+    perform concord_internal.fail('invalid_request', bad, 'not a word of a pack''s document, or not of its type');
+  end if;
   select * into was from concord_internal.packs_of(rel) p where p.pack = document->>'pack';
   if was.version > (document->>'version')::integer then
     perform concord_internal.fail('invalid_request', 'document.version',

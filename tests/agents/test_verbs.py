@@ -324,6 +324,10 @@ def test_sessions_are_listed_last_changed_first(store: Store, ana: AgentStore) -
     assert seen == order
     assert {s.id for s in ana.list("a1").sessions} == {made[n] for n in (1, 3, 5)}
     assert ana.list().sessions[0].state == {"x": 1}
+    for bad in ({}, {"updatedAt": "soon", "id": "x"}, {"updatedAt": 1, "id": "x"}):
+        with pytest.raises(InvalidRequest) as raised:
+            ana.list(after=bad)
+        assert raised.value.param == "after"
 
 
 def test_pruning_never_parts_a_call_from_its_result(ana: AgentStore) -> None:
@@ -392,6 +396,8 @@ def test_a_call_from_begin_to_finish(store: Store, ana: AgentStore, called: str)
         ana.begin(called, "c2", "w", lease=timedelta(0))
     with pytest.raises(InvalidRequest):
         ana.resume(called, "w", lease=timedelta(seconds=-1))
+    with pytest.raises(InvalidRequest):
+        ana.begin(called, "c2", "w", lease=timedelta(days=1000000))
 
 
 def test_a_result_that_is_brought_by_hand(store: Store, ana: AgentStore, called: str) -> None:

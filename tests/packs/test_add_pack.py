@@ -466,6 +466,12 @@ GOOD: dict[str, Any] = own("rank int").on(TableName("app", "slides")).document()
         ({"columns": [{"name": "x", "type": "int", "default": "'x'", "notNull": False}]},
          "document.columns[0]"),
         ({"statements": [1]}, "document.statements[0]"),
+        ({"columns": [{"name": "x", "type": "int", "notNull": "maybe"}]},
+         "document.columns[0].notNull"),
+        ({"columns": [{"name": "x", "type": "int", "identity": "never"}]},
+         "document.columns[0].identity"),
+        ({"indexes": [{"name": "i", "definition": "(x)", "where": "x"}]},
+         "document.indexes[0].where"),
     ],
 )  # fmt: skip
 def test_bad_documents(table: Table, change: dict[str, Any], param: str) -> None:

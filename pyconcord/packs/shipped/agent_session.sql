@@ -109,6 +109,7 @@ stable
 as $$
 declare
   page jsonb;
+  before timestamptz;
 begin
   if (concord.principal()).id is null then
     perform concord_internal.fail('unauthenticated');
@@ -117,14 +118,18 @@ begin
   elsif after is not null and (jsonb_typeof(after->'updatedAt') = 'string' and jsonb_typeof(after->'id') = 'string') is not true then
     perform concord_internal.fail('invalid_request', 'after', 'what the page before said is next');
   end if;
+  begin
+    before := after->>'updatedAt';
+  exception when data_exception then
+    perform concord_internal.fail('invalid_request', 'after', 'what the page before said is next');
+  end;
   -- The index's own order; the policies add whose.
   select coalesce(jsonb_agg(jsonb_build_object('id', s.id, 'agentName', s.agent_name, 'state', s.state, 'createdAt', s.created_at, 'updatedAt', s.updated_at)
                             order by s.updated_at desc, s.id), '[]')
     into page
     from (select x.* from :"table" x
            where (agent_list.agent_name is null or x.agent_name = agent_list.agent_name)
-             and (after is null or (x.updated_at <= (after->>'updatedAt')::timestamptz
-                                    and (x.updated_at < (after->>'updatedAt')::timestamptz or x.id > after->>'id')))
+             and (after is null or (x.updated_at <= before and (x.updated_at < before or x.id > after->>'id')))
            order by x.updated_at desc, x.id limit max) s;
   return jsonb_build_object('sessions', page, 'next', case when jsonb_array_length(page) = max
            then jsonb_build_object('updatedAt', page->-1->'updatedAt', 'id', page->-1->'id') end);

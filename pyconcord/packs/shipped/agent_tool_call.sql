@@ -46,8 +46,8 @@ as $$
 begin
   if holder is null or holder = '' then
     perform concord_internal.fail('invalid_request', 'holder', 'who is to run it: a text that no other worker has');
-  elsif lease is null or lease <= '0' then
-    perform concord_internal.fail('invalid_request', 'lease', 'a time, longer than the tool takes');
+  elsif (lease > '0' and lease <= '1 year') is not true then
+    perform concord_internal.fail('invalid_request', 'lease', 'a time, longer than the tool takes, and up to a year');
   end if;
 end
 $$;
