@@ -25,7 +25,12 @@ def make_store(db: Database, sessions: int) -> None:
     packs = shipped()
     bridge = Bridge([table.having([packs[table.name.name].on(table.name)]) for table in tables])
     with db.connect() as connection:
-        bridge.run(connection, lambda _: None)
+
+        def execute(statement: str) -> list[tuple[object, ...]]:
+            cursor = connection.execute(statement.encode())
+            return cursor.fetchall() if cursor.description else []
+
+        bridge.run(execute)
         connection.execute(
             "insert into agent_session (id, agent_name, tenant_id, user_id)"
             " select 's' || i, 'writer', 'acme', 'u1'"

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import psycopg
 from psycopg import sql
 
 from ..packs.ddl import quoted
@@ -74,17 +73,13 @@ class Bridge:
             if not table.exists:
                 yield f"drop table if exists {table.name}"
 
-    def run(
-        self, connection: psycopg.Connection[Any], say: Callable[[str], None], back: bool = False
-    ) -> None:
-        """Do it, over a connection in autocommit."""
+    def run(self, execute: Callable[[str], Sequence[tuple[Any, ...]]], back: bool = False) -> None:
+        """Do it. `execute` runs a statement in a transaction of its own, and answers its rows."""
         for statement in list(self.down() if back else self.up()):
-            say(_head(statement))
-            rows = connection.execute(statement.encode())
+            rows = execute(statement)
             if statement.startswith("select concord.todo"):
-                for (todo,) in rows.fetchall():
-                    say(todo)
-                    connection.execute(todo.encode())
+                for (todo,) in rows:
+                    execute(todo)
 
     def files(
         self,
@@ -198,7 +193,8 @@ def _dollar(text: str) -> str:
     return f"{mark}{text}{mark}"
 
 
-def _head(statement: str) -> str:
+def summary(statement: str) -> str:
+    """A statement in a line, for people."""
     first = statement.splitlines()[0]
     if "$pack$" in first:
         pack = json.loads(statement.partition("$pack$")[2].rpartition("$pack$")[0])["pack"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -129,6 +129,7 @@ def bridge(
     """Make tables protected, tracked entities: the migration, and a module for an ORM."""
     from pyconcord.bridge import Bridge, django, rewritten, sqlalchemy
     from pyconcord.bridge.choose import Choice, tables_of
+    from pyconcord.bridge.migration import summary
     from pyconcord.packs import PackFileError, merge
 
     session = Session.of(dsn, dsn_option)
@@ -165,9 +166,14 @@ def bridge(
         session.fail(Exit.REFUSED, error)
     if apply or revert:
         with session.answering(), session.connect() as connection:
-            connection.execute("set lock_timeout = 0")  # each statement bounds its own waits
             connection.add_notice_handler(lambda notice: _say(notice.message_primary or ""))
-            made.run(connection, _say, back=revert)
+
+            def execute(statement: str) -> list[Any]:
+                what = summary(statement)
+                _say(what)
+                return session.run(connection, what, statement)
+
+            made.run(execute, back=revert)
 
 
 def _say(what: str) -> None:

@@ -118,6 +118,20 @@ class Session:
             self._note(f"{what}: not yet, trying again ({left} more)")
         raise AssertionError("unreachable")
 
+    def run(self, connection: Connection, what: str, statement: str) -> list[Any]:
+        """Run a statement of a migration, patiently; its rows.
+
+        CREATE INDEX CONCURRENTLY waits for everybody, and nobody for it; given up half-way it would
+        leave an invalid index behind.
+        """
+        alone = "concurrently" in statement
+        if alone:
+            connection.execute("set lock_timeout = 0")
+        cursor = self.patiently(connection, what, lambda: connection.execute(statement.encode()))
+        if alone:
+            connection.execute("select set_config('lock_timeout', %s, false)", (LOCK_TIMEOUT,))
+        return cursor.fetchall() if cursor.description else []
+
     def _note(self, message: str) -> None:
         err.print(f"pyconcord: {message}", markup=False, soft_wrap=True)
 

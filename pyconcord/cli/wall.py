@@ -78,7 +78,9 @@ def protect(
         )
         for todo in told["todo"]:
             if "validate" not in todo or not told["rows_without_tenant"]:
-                _do(session, connection, todo)
+                session.run(connection, todo.rstrip(";"), todo)
+                if not json:
+                    print(todo)
         # Counted before; behind the wall now, the table's owner could not count them again.
         counted = {key: told[key] for key in ("rows_without_tenant", "rows_without_owner")}
         told = _row(connection, statement) | counted
@@ -99,19 +101,6 @@ def _row(connection: Connection, statement: sql.Composed) -> dict[str, Any]:
     assert row is not None
     found: dict[str, Any] = row[0]
     return found
-
-
-def _do(session: Session, connection: Connection, todo: str) -> None:
-    # CREATE INDEX CONCURRENTLY waits for everybody, and nobody for it; given up half-way it would
-    # leave an invalid index behind.
-    concurrently = "concurrently" in todo
-    if concurrently:
-        connection.execute("set lock_timeout = 0")
-    session.patiently(connection, todo.rstrip(";"), lambda: connection.execute(todo.encode()))
-    if concurrently:
-        connection.execute("reset lock_timeout")
-    if not session.json:
-        print(todo)
 
 
 def unprotect(

@@ -212,6 +212,7 @@ declare
   columns constant name[] := array_remove(array[p.tenant_column, case when p.predicate is null and p.writable is null then p.owner_column end], null);
 begin
   if not concord_internal.has_index(p.rel, columns) then
+    return query select concord_internal.unfinished_index(p.rel, 'concord_wall_' || c.relname) from pg_class c where c.oid = p.rel;
     return next format('create index%s if not exists %I on %s (%s);', case when (select relkind from pg_class where oid = p.rel) = 'p' then '' else ' concurrently' end,
                        'concord_wall_' || (select relname from pg_class where oid = p.rel), p.rel, (select string_agg(quote_ident(c), ', ' order by n) from unnest(columns) with ordinality u(c, n)));
   end if;
@@ -219,6 +220,19 @@ begin
     return next format('alter table %s validate constraint concord_has_tenant;', p.rel);
   end if;
 end
+$$;
+
+-- What CREATE INDEX CONCURRENTLY leaves of an index when it is given up, or finds duplicates: it has to go, or IF NOT EXISTS takes it
+-- for the index.
+create function concord_internal.unfinished_index(rel regclass, name text)
+returns setof text
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select format('drop index concurrently %s;', i.indexrelid::regclass)
+    from pg_index i join pg_class c on c.oid = i.indexrelid
+   where i.indrelid = rel and c.relname = name and not i.indisvalid
 $$;
 
 -- Is there an index that begins with these columns, in some order?
@@ -273,6 +287,7 @@ select concord_internal.open_to('concord_internal.make_policies(concord_internal
 select concord_internal.open_to('concord.unprotect(regclass)', 'public');
 select concord_internal.open_to('concord_internal.rows_of_nobody(concord_internal.protections)', 'public');
 select concord_internal.open_to('concord_internal.protection_shown(concord_internal.protections,jsonb)', 'public');
+select concord_internal.open_to('concord_internal.unfinished_index(regclass,text)', 'public');
 select concord_internal.open_to('concord_internal.protection_todo(concord_internal.protections)', 'public');
 select concord_internal.open_to('concord_internal.has_index(regclass,name[])', 'public');
 select concord_internal.open_to('concord_internal.protections_shown()', 'public');

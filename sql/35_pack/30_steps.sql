@@ -145,6 +145,8 @@ as $$
   select coalesce(jsonb_agg(t.statement order by o.n), '[]')
     from concord_internal.objects_of(rel, pack) o
    cross join lateral (
+     select u from concord_internal.unfinished_index(rel, o.name) u
+     union all
      select format('create %sindex concurrently if not exists %I on %s %s;', case when (o.source->>'unique')::boolean then 'unique ' end, o.name, rel, o.source->>'definition')
       where o.kind = 'index'
      union all

@@ -49,7 +49,7 @@ refresh_model refusal relations_of resolve_request retire_objects retype_as_json
 row_matches row_values rows_of_nobody rows_statement rows_values run_bounded run_commit run_plain
 run_statement run_steps run_whole run_write session_groups session_may shape signature
 signature_when_planned track_model try_column try_columns try_values typed_rows typed_values
-unequal_fields unknown_column values_statement write_request write_rows
+unequal_fields unfinished_index unknown_column values_statement write_request write_rows
 """
 
 # Run with Concord's rights, and read.
