@@ -25,8 +25,6 @@ class Bridge:
     """Tables, each with the packs that it is to have (`Table.having`)."""
 
     tables: Sequence[Table]
-    ddl: str | None = None
-    """What makes the tables, where they are not there yet."""
 
     def demand(self) -> None:
         """Raise BridgeError for what can be told to be wrong before anything runs."""

@@ -80,7 +80,9 @@ def bridge(
     dsn_option: DsnOption = None,
     table: Annotated[
         list[str] | None,
-        typer.Option(help="A table, with its schema if that is another. Default: all."),
+        typer.Option(
+            help="A table of the schema, by its bare name. May be repeated. Default: all."
+        ),
     ] = None,
     schema: Annotated[str, typer.Option(help="The tables' schema.")] = "public",
     ddl: Annotated[
