@@ -344,3 +344,20 @@ def test_comments_v1_is_a_reserved_name(story: Wall) -> None:
     with refused("invalid_request", "contract"):
         owner.run("select concord.create_comments('others', '{\"update\": \"any\"}')")
     assert story.value("select to_regclass('others')") is None
+
+
+def test_an_index_that_was_given_up_half_way(wall: Wall) -> None:
+    """IF NOT EXISTS would take it for the index: it goes first, and is done as told."""
+    admin, owner = wall.admin(), wall.owner()
+    admin.run("create index concord_wall_docs on docs (tenant, owner)")
+    admin.run(
+        "update pg_index set indisvalid = false where indexrelid = 'concord_wall_docs'::regclass"
+    )
+    todo = [row[0] for row in owner.run("select concord.todo('docs')")]
+    assert todo[:2] == [
+        "drop index concurrently public.concord_wall_docs;",
+        "create index concurrently if not exists concord_wall_docs on public.docs (tenant, owner);",
+    ]
+    for statement in todo[:2]:
+        admin.run(statement)
+    assert not any("index" in row[0] for row in owner.run("select concord.todo('docs')"))
