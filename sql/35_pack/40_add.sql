@@ -289,7 +289,7 @@ as $$
   select jsonb_object_agg(o.name, jsonb_build_object('sql', coalesce(o.source->>'fill', o.source->>'default'), 'needed', (o.source->>'notNull')::boolean))
     from concord_internal.objects_of(rel, document->>'pack') o
     join pg_attribute a on a.attrelid = rel and a.attname = o.name and not a.attisdropped
-   where o.kind = 'column' and not a.attnotnull and coalesce(o.source->>'fill', o.source->>'default') is not null
+   where o.kind = 'column' and o.state = 'made' and not a.attnotnull and coalesce(o.source->>'fill', o.source->>'default') is not null
      and ((o.source->>'notNull')::boolean
           or not (select p.complete from concord_internal.packs_of(rel) p where p.pack = document->>'pack'))
 $$;

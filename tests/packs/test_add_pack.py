@@ -262,6 +262,15 @@ def test_a_reinstall_leaves_what_the_user_changed(table: Table) -> None:
     assert table.columns() == ["id", "title", "mark"]
 
 
+def test_nulls_that_the_user_allowed_stay(table: Table) -> None:
+    table.add("tenant", fills={"tenant": "'acme'"})
+    table.owner.execute("alter table app.slides alter tenant drop not null")
+    table.owner.execute("update app.slides set tenant = null where id = 1")
+    told = table.add("tenant", fills={"tenant": "'acme'"})
+    assert (told["rows_filled"], told["kept"][0]["state"]) == (0, "changed")
+    assert table.one("select count(*) from app.slides where tenant is null") == 1
+
+
 def test_two_tables_need_a_pack_differently(db: Database, table: Table) -> None:
     other = Table(db, "decks")
     other.owner.execute("alter table app.decks add tenant json")
