@@ -73,11 +73,17 @@ class Bridge:
 
     def run(self, execute: Callable[[str], Sequence[tuple[Any, ...]]], back: bool = False) -> None:
         """Do it. `execute` runs a statement in a transaction of its own, and answers its rows."""
+        of_no_tenant = False
         for statement in list(self.down() if back else self.up()):
             rows = execute(statement)
-            if statement.startswith("select concord.todo"):
+            if statement.startswith("select concord.protect"):
+                of_no_tenant = bool(rows[0][0]["rows_without_tenant"])
+            elif statement.startswith("select concord.todo"):
                 for (todo,) in rows:
-                    execute(todo)
+                    # Rows that nobody sees any more: the check holds for new ones alone.
+                    if not (of_no_tenant and "validate constraint concord_has_tenant" in todo):
+                        execute(todo)
+                of_no_tenant = False
 
     def files(
         self,

@@ -252,6 +252,17 @@ def test_what_was_tracked_and_protected_before(shop: Database) -> None:
     assert differences(schema, snapshot(shop.connect(), "shop")) == []
 
 
+def test_rows_of_no_tenant(shop: Database) -> None:
+    """In a column of the user's: nobody sees them, and the bridge goes on."""
+    owner = shop.connect("owner")
+    owner.execute("alter table shop.decks add org text")
+    bridge(shop, "--apply", "--set", "decks:tenant=org")
+    assert shop.connect().execute("select count(*) from concord.protected").fetchone() == (6,)
+    assert owner.execute("select concord.todo('shop.decks')").fetchall() == [
+        ("alter table shop.decks validate constraint concord_has_tenant;",)
+    ]
+
+
 def test_of_ddl(db: Database, tmp_path: Path) -> None:
     """Tables that are not there yet: what is written is what is written of the live ones."""
     ddl = """
